@@ -1,0 +1,56 @@
+"""What the command lines share: arguments, exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+MISUSE = 2
+TRACEBACK_VARIABLE = "ECENET_TRACEBACK"
+
+
+def config_parser(description: str, required: bool = True) -> argparse.ArgumentParser:
+    """A parser with --config FILE, --print-config and key=value overrides."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"Exit codes: 0 success, {MISUSE} wrong usage, configuration or data, 1 anything else. "
+        f"{TRACEBACK_VARIABLE}=1 in the environment shows where an error arose.",
+    )
+    parser.add_argument("--config", required=required, metavar="FILE", help="YAML configuration of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value",
+        help="settings that replace those of the file, e.g. optimizer.lr=6e-5 data.crop_size=[64,64]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the merged configuration and its sources, and stop"
+    )
+    return parser
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command line and exits: 0 when it returns, 2 with the message of an error in what it was given."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(MISUSE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def writable(path: str) -> Path:
+    """The path of a file to be written, its folder made; PermissionError, now and not hours later, where it cannot be."""
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(f"cannot make the folder {file.parent} for {file.name}: {error.strerror}") from error
+    if file.is_dir():
+        raise FileExistsError(f"{file} is a folder; name a file in it")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(f"cannot write {file}; choose another place or mend its permissions")
+    return file

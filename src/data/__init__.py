@@ -1,0 +1,112 @@
+"""From the `data` section of a config to classes, training batches and evaluation samples."""
+
+import inspect
+from collections.abc import Iterator
+
+import numpy as np
+
+from src.config import DataConfig, lookup
+from src.data.classes import Classes
+from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
+from src.data.folder import folder, folder_classes
+from src.data.loader import SampleStream, create_batches
+from src.data.reading import Item, Sample, read_item
+from src.data.transforms import (
+    MEAN_PIXEL,
+    Transform,
+    pad,
+    photometric_distortion,
+    present_classes,
+    random_crop,
+    random_flip,
+    random_resize,
+)
+
+DATASETS = {  # name: (root, split, **options) -> items; root -> classes
+    "camvid": (camvid, camvid_classes),
+    "folder": (folder, folder_classes),
+    "toy_scenes": (toy_scenes, toy_scenes_classes),
+}
+
+
+def load_classes(data: DataConfig) -> Classes:
+    """The classes of the configured data set."""
+    _, classes = lookup(DATASETS, data.dataset, "data set")
+    return classes(data.root)
+
+
+def load_items(data: DataConfig, split: str) -> list[Item]:
+    """The items of one split; raises ValueError for options that the data set does not have."""
+    items, _ = lookup(DATASETS, data.dataset, "data set")
+    known = [name for name in inspect.signature(items).parameters if name not in ("root", "split")]
+    unknown = [name for name in data.options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"data.options ({data.dataset}): unknown option {', '.join(map(repr, unknown))}; "
+            f"known: {', '.join(known) or 'none'}"
+        )
+    return items(data.root, split, **data.options)
+
+
+def train_transforms(
+    data: DataConfig, max_classes: int, pad_pixel: tuple[int, int, int] = MEAN_PIXEL
+) -> list[Transform]:
+    """The training recipe in its order; max_classes: room for class ids in the column `present`."""
+    return [
+        random_resize(data.base_size, data.scale_range),
+        random_crop(data.crop_size, data.max_class_share),
+        random_flip(data.flip),
+        *([photometric_distortion()] if data.photometric else []),
+        pad(data.crop_size, pad_pixel),
+        present_classes(max_classes),
+    ]
+
+
+def create_train_batches(
+    data: DataConfig,
+    *,
+    max_classes: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+    first_sample: int,
+    num_samples: int,
+    pad_pixel: tuple[int, int, int] = MEAN_PIXEL,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Augmented batches of this rank: num_samples samples after the first_sample ones that it has taken already.
+
+    Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W) int32, valid (B, H, W) uint8 and present
+    (B, max_classes) int32. Missing data and wrong settings raise here, bad files while iterating.
+    """
+    stream = SampleStream(
+        items=load_items(data, data.train_split),
+        table=load_classes(data).table,
+        transforms=train_transforms(data, max_classes, pad_pixel),
+        seed=seed,
+        length=num_samples,
+        rank=rank,
+        world_size=world_size,
+        first=first_sample,
+    )
+    return create_batches(stream, batch_size, data.workers)
+
+
+class EvalSamples:
+    """(name, sample) of whole images without augmentation, read when asked for."""
+
+    def __init__(self, items: list[Item], table: dict[int, int]) -> None:
+        self.items = items
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple[str, Sample]:
+        item = self.items[i]
+        return item.name, read_item(item, self.table)
+
+
+def create_eval_samples(data: DataConfig, rank: int = 0, world_size: int = 1) -> EvalSamples:
+    """The evaluation split, every world_size-th image from number rank on."""
+    return EvalSamples(load_items(data, data.val_split)[rank::world_size], load_classes(data).table)

@@ -1,0 +1,55 @@
+"""What the ids of a label map mean: names, colours and the values that stand for them in label files.
+
+K is the number of classes; ids are 0 .. K-1, and IGNORE marks pixels without a label.
+"""
+
+import colorsys
+from dataclasses import dataclass
+
+IGNORE = 255
+MAX_CLASSES = 255  # ids 0..254 fit a uint8 label beside IGNORE
+
+Colour = tuple[int, int, int]
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set.
+
+    names: K names; palette: K colours (R, G, B), 0..255; table: value in a label file -> class id or IGNORE. A value
+    that the table does not hold is an error when the file is read.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    table: dict[int, int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def identity_table(num_classes: int) -> dict[int, int]:
+    """Label files that hold class ids already, and IGNORE where there is no label."""
+    return {**{value: value for value in range(num_classes)}, IGNORE: IGNORE}
+
+
+def generate_palette(num_classes: int) -> tuple[Colour, ...]:
+    """K different colours (R, G, B): hues one golden section apart, in three steps of saturation and brightness."""
+    golden = (5**0.5 - 1) / 2
+    tones = ((0.75, 0.85), (0.55, 0.65), (0.40, 1.00))
+    colours = []
+    for k in range(num_classes):
+        red, green, blue = colorsys.hsv_to_rgb((k * golden) % 1.0, *tones[k % len(tones)])
+        colours.append((round(red * 255), round(green * 255), round(blue * 255)))
+    return tuple(colours)
+
+
+CAMVID = Classes(  # SegNet split; the order is the id in the label files, 11 is unlabelled (README of the data set)
+    names=(
+        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+    ),
+    palette=(
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
+        (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+    table={**{value: value for value in range(11)}, 11: IGNORE},
+)  # fmt: skip

@@ -1,0 +1,120 @@
+"""Training samples as a function of (seed, position), and the batches that MindSpore's pipeline makes of them.
+
+Position counts samples over all devices: sample i of rank r among w ranks has position (first + i) * w + r. So neither
+the number of workers, nor a resume, nor the number of devices changes the data.
+Letters: B batch, H x W crop size, N items of the data set.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import mindspore.dataset as ds
+import numpy as np
+
+from src.data.reading import Item, read_item
+from src.data.transforms import Transform, declared_columns
+
+ORDER_STREAM = 1  # sets the generator of the order apart from those of the samples
+
+
+@lru_cache(maxsize=2)  # batches may reach over the end of an epoch
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of the items in one epoch: (count,) indices, not to be written to."""
+    order = np.random.default_rng((seed, epoch, ORDER_STREAM)).permutation(count)
+    order.flags.writeable = False
+    return order
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """The training samples of one rank.
+
+    first: samples that this rank has taken already (0 for a fresh run); length: samples from there on.
+    `stream[i]` is a tuple in the order of `columns`: image (3, H, W) uint8, label and valid (H, W) uint8, then what the
+    transforms add.
+    """
+
+    items: Sequence[Item]
+    table: dict[int, int]
+    transforms: Sequence[Transform]
+    seed: int
+    length: int
+    rank: int = 0
+    world_size: int = 1
+    first: int = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("image", "label", "valid", *declared_columns(self.transforms))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
+        position = (self.first + int(i)) * self.world_size + self.rank
+        epoch, k = divmod(position, len(self.items))
+        item = self.items[permutation(self.seed, epoch, len(self.items))[k]]
+        rng = np.random.default_rng((self.seed, position))
+        sample = read_item(item, self.table)
+        try:
+            for transform in self.transforms:
+                sample = transform(sample, rng)
+        except ValueError as error:
+            raise ValueError(f"{item.name}: {error}") from error
+        sample = {**sample, "image": np.stack(cv2.split(sample["image"]))}  # (3, H, W)
+        return tuple(np.ascontiguousarray(sample[column]) for column in self.columns)
+
+
+class _Recorder:
+    """Hands samples to MindSpore and keeps the error of a bad one, which its own report buries in a traceback."""
+
+    def __init__(self, stream: SampleStream) -> None:
+        self.stream = stream
+        self.failure: Exception | None = None
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
+        try:
+            return self.stream[i]
+        except (ValueError, OSError) as error:
+            self.failure = error
+            raise
+
+
+def create_batches(stream: SampleStream, batch_size: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of the stream in its order, as dicts of arrays: image (B, 3, H, W) uint8, label (B, H, W) int32, ...
+
+    workers: threads that read ahead; no more are started than the machine has cores, which changes no data.
+    Raises ValueError here for sizes that do not fit, and while iterating for a bad sample, with the sample's message.
+    """
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size is {batch_size} and data.workers is {workers}; both must be at least 1")
+    if len(stream) < 1 or len(stream) % batch_size:
+        raise ValueError(f"{len(stream)} samples are no whole batches of {batch_size}; choose a multiple of it above 0")
+    cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads would compete with them
+    recorder = _Recorder(stream)
+    dataset = ds.GeneratorDataset(
+        recorder,
+        list(stream.columns),
+        num_parallel_workers=min(workers, os.cpu_count() or 1),
+        shuffle=False,
+        # Decoding, resizing and look-ups leave the interpreter lock, so threads do 1.4 times the work of processes
+        # (CamVid recipe, 2 workers on 2 cores), need no shared memory and let the recorder see the error.
+        python_multiprocessing=False,
+    )
+    return _iterate(dataset.batch(batch_size, drop_remainder=True, num_parallel_workers=1), recorder)
+
+
+def _iterate(dataset: ds.Dataset, recorder: _Recorder) -> Iterator[dict[str, np.ndarray]]:
+    try:
+        for batch in dataset.create_dict_iterator(num_epochs=1, output_numpy=True):
+            yield {**batch, "label": batch["label"].astype(np.int32)}
+    except RuntimeError as error:
+        if recorder.failure is None:
+            raise
+        raise ValueError(str(recorder.failure)) from error

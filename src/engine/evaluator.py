@@ -1,0 +1,53 @@
+"""Scores of a predictor on a data set; used while training, by eval.py and for an exported model alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from src.log import progress as show_progress
+from src.metrics import boundary_counts, confusion_matrix, summarise
+
+
+def evaluate(
+    predict: Callable[[np.ndarray], np.ndarray],
+    samples: Sequence[tuple[str, Mapping[str, np.ndarray]]],
+    classes: Any,
+    boundary_radius: float,
+    progress: bool = True,
+    all_reduce: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> dict:
+    """The summary of `metrics.summarise` over all samples, and `images`, their number.
+
+    predict: image (H, W, 3) uint8 RGB -> label map (H, W). samples: (name, sample) of this rank. classes: has `names`
+    in the order of the class ids. boundary_radius: pixels. progress: whether to show a bar. all_reduce: int64 array
+    (N,) -> its sum over ranks, called once; None on a single device.
+    Raises ValueError that names the image for a prediction of the wrong size or with a value that is no class.
+    """
+    num_classes = len(classes.names)
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    boundary = np.zeros((num_classes, 4), np.int64)
+    with show_progress(len(samples), "evaluate", disable=not progress) as advance:
+        for name, sample in samples:
+            try:
+                pred, label = predict(sample["image"]), sample["label"]
+                _check_size(pred, label)
+                matrix += confusion_matrix(pred, label, num_classes)
+                boundary += boundary_counts(pred, label, num_classes, boundary_radius)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            advance()
+    counts = np.concatenate([matrix.ravel(), boundary.ravel(), [len(samples)]])
+    if all_reduce is not None:
+        counts = all_reduce(counts)
+    matrix = counts[: matrix.size].reshape(matrix.shape)
+    boundary = counts[matrix.size : -1].reshape(boundary.shape)
+    return {**summarise(matrix, boundary, classes.names, boundary_radius), "images": int(counts[-1])}
+
+
+def _check_size(pred: np.ndarray, label: np.ndarray) -> None:
+    if pred.shape != label.shape:
+        raise ValueError(
+            f"the prediction has {' x '.join(map(str, pred.shape))} pixels (height x width), the label "
+            f"{' x '.join(map(str, label.shape))}; a prediction must have the size of its image"
+        )

@@ -1,0 +1,56 @@
+"""The folder of a run: output_dir/name, which holds everything that the run writes."""
+
+import os
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+CONFIG = "config.yaml"
+# Settings that may differ when a run goes on: they change neither the samples nor the weights.
+FREE = ("eval.", "device.", "data.workers", "train.log_every", "train.evaluate_every", "train.checkpoint_every")
+
+
+def open_run(output_dir: str, name: str, config_text: str, create: bool = True) -> Path:
+    """Makes the run's folder (where `create`) and writes the merged configuration into it; returns the folder.
+
+    Raises ValueError where the folder holds a run with other settings, PermissionError where it cannot be written.
+    """
+    run = Path(output_dir) / name
+    if not create:
+        return run
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except (PermissionError, FileExistsError, NotADirectoryError, OSError) as error:
+        raise PermissionError(f"cannot make the run's folder {run}: {error.strerror}; set output_dir") from error
+    if not os.access(run, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write into the run's folder {run}; set output_dir or mend its permissions")
+    file = run / CONFIG
+    if file.exists() and (run / "checkpoints").exists():
+        refuse_other_settings(run, file.read_text(), config_text)
+    draft = file.with_suffix(".new")
+    draft.write_text(config_text)
+    os.replace(draft, file)
+    return run
+
+
+def refuse_other_settings(run: Path, old_text: str, new_text: str) -> None:
+    """Raises ValueError that lists the settings in which a run's folder differs from the ones it is asked to go on with."""
+    old, new = flatten(YAML(typ="safe").load(old_text)), flatten(YAML(typ="safe").load(new_text))
+    changed = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(FREE)
+    ]
+    if changed:
+        raise ValueError(
+            f"{run} holds a run with other settings; give this one another name=..., or remove that folder:\n  "
+            + "\n  ".join(changed)
+        )
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """Nested mapping -> {dotted key: leaf}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,134 @@
+"""One optimiser step as one compiled graph.
+
+Letters: b samples of a micro-batch, n noise columns, T loss terms.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.engine.optimizer import global_norm
+
+NOISE_STREAM = 1  # keeps the noise's generator apart from those of the samples, which are seeded (seed, position)
+
+
+scale = ops.MultitypeFuncGraph("scale")
+add_to = ops.MultitypeFuncGraph("add_to")
+clear = ops.MultitypeFuncGraph("clear")
+
+
+@scale.register("Tensor", "Tensor")
+def _scale(factor, gradient):
+    return gradient * factor
+
+
+@add_to.register("Tensor", "Tensor")
+def _add_to(total, gradient):
+    return ops.assign_add(total, gradient)
+
+
+@clear.register("Tensor")
+def _clear(total):
+    return ops.assign(total, ops.zeros_like(total))
+
+
+class TrainStep(nn.Cell):
+    """Forward, gradients, sum over devices and micro-batches, clipping, update.
+
+    Loss terms are divided by the counts of the whole global batch, so that they and their gradients are summed, never
+    averaged, over micro-batches and devices.
+
+    Args:
+        network: image, noise -> outputs.
+        loss: outputs, batch, counts -> dict of scalar terms.
+        optimizer: see `optimizer.py`.
+        columns: names of the batch's arrays, in the order in which `construct` gets them.
+        clip_norm: bound of the global gradient norm; 0 is off.
+        accumulate: micro-batches a step.
+        world_size: devices; above 1 the process group must exist.
+    """
+
+    def __init__(
+        self, network: nn.Cell, loss: nn.Cell, optimizer: nn.Cell, columns: tuple[str, ...], *,
+        clip_norm: float = 0.0, accumulate: int = 1, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(auto_prefix=False)
+        self.network, self.loss, self.optimizer, self.columns = network, loss, optimizer, tuple(columns)
+        self.clip_norm, self.accumulate, self.world_size = clip_norm, accumulate, world_size
+        self.map = ops.HyperMap()
+        if accumulate > 1:
+            self.sums = optimizer.parameters.clone("gradient_sum", "zeros")
+        if world_size > 1:
+            self.all_reduce = ops.AllReduce()
+        self.value_and_grad = ops.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)
+        self.set_train()
+
+    def forward(self, noise, counts, *columns):
+        """Total loss and its terms."""
+        batch = {}
+        for i in range(len(self.columns)):
+            batch[self.columns[i]] = columns[i]
+        terms = self.loss(self.network(batch["image"], noise), batch, counts)
+        total = ops.zeros((), ms.float32)
+        for name in terms:
+            total = total + terms[name]
+        return total, terms
+
+    def construct(self, inputs, last, noise, counts, *columns):
+        """One micro-batch.
+
+        inputs: the optimiser's numbers of the step; last: bool scalar, whether this micro-batch ends the step;
+        noise (b, n); counts (3,) of the local share of the global batch. Returns (terms of this micro-batch, gradient
+        norm before clipping, 0 unless last).
+        """
+        if self.world_size > 1:
+            counts = self.all_reduce(counts)
+        (_, terms), gradients = self.value_and_grad(noise, counts, *columns)
+        if self.accumulate == 1:
+            return terms, self.apply(gradients, inputs)
+        norm = ops.zeros((), ms.float32)
+        norm = ops.depend(norm, self.map(add_to, self.sums, gradients))
+        if last:
+            norm = self.apply(self.sums, inputs)
+            norm = ops.depend(norm, self.map(clear, self.sums))
+        return terms, norm
+
+    def apply(self, gradients, inputs):
+        """Sums gradients over devices, clips them, updates the parameters; returns the norm before clipping."""
+        if self.world_size > 1:
+            gradients = self.map(self.all_reduce, gradients)
+        norm = global_norm(gradients)
+        if self.clip_norm > 0.0:
+            factor = ops.minimum(self.clip_norm / (norm + 1e-6), ops.ones((), ms.float32))
+            gradients = self.map(ops.partial(scale, factor), gradients)
+        return ops.depend(norm, self.optimizer(gradients, inputs))
+
+
+def draw_noise(
+    rates: np.ndarray, seed: int, step: int, batch_size: int, *, accumulate: int = 1, rank: int = 0, world_size: int = 1
+) -> np.ndarray:
+    """Keep factors of one step for the samples of one rank: (accumulate, batch_size, n) float32, 0 or 1 / (1 - rate).
+
+    Drawn for the whole global batch from (seed, step), in the order of the samples' positions, so that the devices
+    together drop what one device with all samples would drop.
+    """
+    rng = np.random.default_rng((seed, NOISE_STREAM, step))
+    keep = rng.random((accumulate * batch_size * world_size, len(rates)), np.float32) >= rates
+    factors = (keep / (1.0 - rates)).astype(np.float32)[rank::world_size]
+    return factors.reshape(accumulate, batch_size, len(rates))
+
+
+def run_step(step_cell: TrainStep, inputs: np.ndarray, noise: np.ndarray, batches: list, counts: np.ndarray):
+    """Runs the micro-batches of one optimiser step; returns (dict of summed terms, gradient norm) as floats.
+
+    noise (accumulate, b, n); batches: a dict of arrays per micro-batch; counts (3,) over all of them.
+    """
+    totals: dict[str, float] = {}
+    norm = 0.0
+    for i, batch in enumerate(batches):
+        arrays = [Tensor(np.ascontiguousarray(batch[name])) for name in step_cell.columns]
+        last = Tensor(i == len(batches) - 1)
+        terms, norm = step_cell(Tensor(inputs), last, Tensor(noise[i]), Tensor(counts), *arrays)
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0.0) + float(value.asnumpy())
+    return totals, float(norm.asnumpy())

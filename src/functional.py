@@ -1,0 +1,61 @@
+"""Pure graph functions shared by networks, losses and export.
+
+Letters: B batch, C channels, H x W target size, h x w source size.
+
+Resizing and pooling are linear in the map, and separable. They are written as products with small constant matrices
+built in NumPy: exact, and one formulation with its gradient on every device.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+
+def bilinear_matrix(source: int, target: int) -> np.ndarray:
+    """Weights (target, source) of a 1-D bilinear resize with half-pixel centres (align_corners False), float32.
+
+    Row i reads position (i + 0.5) * source / target - 0.5, clamped to the edge; there is no anti-aliasing.
+    """
+    position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0.0)
+    low = np.minimum(np.floor(position).astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    weight = position - low
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target), low), 1.0 - weight)
+    np.add.at(matrix, (np.arange(target), high), weight)
+    return matrix.astype(np.float32)
+
+
+def average_pool_matrix(source: int, cells: int) -> np.ndarray:
+    """Weights (cells, source) of a 1-D adaptive average pool, float32.
+
+    Cell i covers floor(i * source / cells) .. ceil((i + 1) * source / cells) - 1; cells overlap where cells does not
+    divide source.
+    """
+    matrix = np.zeros((cells, source), np.float32)
+    for i in range(cells):
+        first, last = i * source // cells, -(-(i + 1) * source // cells)
+        matrix[i, first:last] = 1.0 / (last - first)
+    return matrix
+
+
+@ms.ops.constexpr
+def _bilinear_constant(source: int, target: int, transposed: bool) -> Tensor:
+    matrix = bilinear_matrix(source, target)
+    return Tensor(np.ascontiguousarray(matrix.T) if transposed else matrix)
+
+
+def resize_bilinear(x, size):
+    """Bilinear resize with half-pixel centres: (B, C, h, w) -> (B, C, H, W), where size is the static (H, W)."""
+    b, c, h, w = x.shape
+    height, width = size
+    if w != width:
+        x = ops.matmul(x.reshape(b * c * h, w), _bilinear_constant(w, width, True)).reshape(b, c, h, width)
+    if h != height:
+        x = ops.matmul(_bilinear_constant(h, height, False), x)
+    return x
+
+
+def one_hot(index, depth):
+    """One-hot (..., depth) float32 of an integer tensor; an index outside [0, depth), such as -1 or 255, gives zeros."""
+    return (index.expand_dims(-1) == ops.arange(depth)).astype(ms.float32)

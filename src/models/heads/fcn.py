@@ -1,0 +1,51 @@
+"""Fully convolutional head: the baseline to beat.
+
+Letters: B batch, K classes, S levels, E width.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.common.initializer import Normal, initializer
+
+from src.functional import resize_bilinear
+from src.models.layers import conv2d, create_norm
+
+
+class FCNHead(nn.Cell):
+    """All levels resized to the finest grid and concatenated, 3x3 convolution, norm, ReLU, dropout, classifier.
+
+    Args:
+        in_channels, grids: channels and grids of the levels, finest first.
+        num_classes, channels: K, E.
+        norm: see `create_norm`.
+        dropout: rate of whole channels before the classifier.
+    """
+
+    def __init__(
+        self, in_channels: tuple[int, ...], grids: tuple[tuple[int, int], ...], num_classes: int, *,
+        channels: int = 256, norm: str = "sync_batch", dropout: float = 0.1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.output_grid, self.num_classes, self.channels = tuple(grids[0]), num_classes, channels
+        self.fusion = conv2d(sum(in_channels), channels, 3, bias=False)
+        self.fusion_norm = create_norm(norm, channels)
+        self.classifier = conv2d(channels, num_classes, 1)
+        self.classifier.weight.set_data(initializer(Normal(0.01), self.classifier.weight.shape, ms.float32))
+        self.classifier.bias.set_data(initializer("zeros", self.classifier.bias.shape, ms.float32))
+        self.noise_rates = np.full(channels, dropout, np.float32)
+
+    def construct(self, features, noise=None):
+        """S maps (B, C_s, H_s, W_s), noise (B, E) or None -> {"logits": (B, K, H_1, W_1)}."""
+        maps = ()
+        for feature in features:
+            maps += (resize_bilinear(feature, self.output_grid),)
+        fused = ops.relu(self.fusion_norm(self.fusion(ops.concat(maps, 1) if len(maps) > 1 else maps[0])))
+        if noise is not None:
+            fused = fused * noise.expand_dims(-1).expand_dims(-1)
+        return {"logits": self.classifier(fused)}
+
+    def count_macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        positions = self.output_grid[0] * self.output_grid[1]
+        return positions * (9 * self.fusion.in_channels * self.channels + self.channels * self.num_classes)

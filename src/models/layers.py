@@ -1,0 +1,178 @@
+"""Layers shared by backbones and heads.
+
+Letters: B batch, C channels, H x W map, N tokens, D token width, h attention heads.
+
+Weights start as PyTorch's layers do (uniform, fan-in, a = sqrt 5; norms 1 and 0): the released network was built there.
+
+Randomness (drop path, dropout) is an input of the compiled step, not a state of the network: every cell that drops
+something takes `noise`, a tensor (B, n) of keep factors, 0 or 1 / (1 - rate), and says in `noise_rates` (n,) with which
+rate each column is drawn. Without noise (evaluation) nothing is dropped.
+"""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.common.initializer import HeUniform, TruncatedNormal, Uniform, initializer
+
+INIT_LINEAR = ("fanin", "trunc02")
+NORMS = ("sync_batch", "batch", "group")
+NO_NOISE = np.zeros(0, np.float32)
+
+
+def linear(in_width: int, out_width: int, bias: bool = True) -> nn.Dense:
+    """Linear layer over the last axis: (..., in_width) -> (..., out_width)."""
+    bound = 1.0 / math.sqrt(in_width)
+    return nn.Dense(in_width, out_width, HeUniform(math.sqrt(5)), Uniform(bound), has_bias=bias)
+
+
+def conv2d(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = True
+) -> nn.Conv2d:
+    """Convolution (B, C, H, W) -> (B, C', H', W') with padding kernel // 2 (none when the stride equals the kernel)."""
+    fan_in = in_channels // groups * kernel * kernel
+    padding = 0 if stride == kernel else kernel // 2
+    return nn.Conv2d(
+        in_channels, out_channels, kernel, stride, "pad", padding, group=groups, has_bias=bias,
+        weight_init=HeUniform(math.sqrt(5)), bias_init=Uniform(1.0 / math.sqrt(fan_in)),
+    )  # fmt: skip
+
+
+def depthwise3x3(channels: int, bias: bool = True) -> nn.Conv2d:
+    """Depthwise 3x3 convolution, padding 1: (B, C, H, W) -> (B, C, H, W)."""
+    return conv2d(channels, channels, 3, groups=channels, bias=bias)
+
+
+def layer_norm(width: int, epsilon: float = 1e-5) -> nn.LayerNorm:
+    """LayerNorm over the last axis."""
+    return nn.LayerNorm((width,), epsilon=epsilon)
+
+
+class LayerNorm2d(nn.Cell):
+    """LayerNorm over the channels of each position: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.norm = layer_norm(channels, epsilon)
+
+    def construct(self, x):
+        return self.norm(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics span every device once `synchronise` has been called.
+
+    Written over AllReduce, because nn.SyncBatchNorm does not run in a CPU group. All devices hold equal shards.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-5, momentum=0.9)
+        self.devices = 1
+
+    def synchronise(self, devices: int) -> None:
+        """Takes statistics over `devices` devices from now on; the process group must exist."""
+        self.devices = devices
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, x):
+        if self.devices == 1 or not self.training:
+            return super().construct(x)
+        mean = self.all_reduce(x.mean((0, 2, 3))) / self.devices  # (C,)
+        centred = x - mean.reshape(1, -1, 1, 1)
+        variance = self.all_reduce(ops.square(centred).mean((0, 2, 3))) / self.devices
+        ops.assign(self.moving_mean, self.momentum * self.moving_mean + (1 - self.momentum) * mean)
+        ops.assign(self.moving_variance, self.momentum * self.moving_variance + (1 - self.momentum) * variance)
+        scale = self.gamma * ops.rsqrt(variance + self.eps)
+        return centred * scale.reshape(1, -1, 1, 1) + self.beta.reshape(1, -1, 1, 1)
+
+
+def create_norm(name: str, channels: int) -> nn.Cell:
+    """Normalisation of a (B, C, H, W) map: `sync_batch`, `batch` (this device's statistics), `group` (gcd(32, C))."""
+    check_choice("norm", name, NORMS)
+    if name == "group":
+        return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-5)
+    return SyncBatchNorm(channels) if name == "sync_batch" else nn.BatchNorm2d(channels, eps=1e-5, momentum=0.9)
+
+
+def synchronise_norms(network: nn.Cell, devices: int) -> None:
+    """Makes every SyncBatchNorm of the network take its statistics over `devices` devices."""
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, SyncBatchNorm):
+            cell.synchronise(devices)
+
+
+def check_choice(argument: str, value, allowed: tuple) -> None:
+    """Raises ValueError unless value is one of the allowed ones."""
+    if value not in allowed:
+        raise ValueError(f"{argument}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+def init_linear_layers(cell: nn.Cell, name: str) -> None:
+    """Sets how Dense layers start: `fanin` leaves them as built, `trunc02` draws N(0, 0.02) cut at 2 sigma, bias 0."""
+    check_choice("init_linear", name, INIT_LINEAR)
+    if name == "fanin":
+        return
+    for _, layer in cell.cells_and_names():
+        if isinstance(layer, nn.Dense):
+            layer.weight.set_data(initializer(TruncatedNormal(0.02), layer.weight.shape, ms.float32))
+            if layer.has_bias:
+                layer.bias.set_data(initializer("zeros", layer.bias.shape, ms.float32))
+
+
+def keep_column(noise, column: int):
+    """Keep factors (B, 1, 1) of one noise column, for a residual branch of tokens (B, N, D)."""
+    return noise[:, column : column + 1].expand_dims(-1)
+
+
+def add_residual(x, branch, noise, column: int):
+    """x + branch for tokens (B, N, D), with drop path by the noise column when noise is given."""
+    if noise is None:
+        return x + branch
+    return x + branch * keep_column(noise, column)
+
+
+class Mlp(nn.Cell):
+    """Linear, exact GELU, Linear: (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = linear(width, hidden)
+        self.fc2 = linear(hidden, width)
+
+    def construct(self, x):
+        return self.fc2(ops.gelu(self.fc1(x), approximate="none"))
+
+
+class Attention(nn.Cell):
+    """Multi-head self-attention (B, N, D) -> (B, N, D), with an optional bias that broadcasts to (B, h, N, N)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"attention width {width} is not a multiple of num_heads {num_heads}")
+        self.num_heads, self.head_width = num_heads, width // num_heads
+        self.scale = self.head_width**-0.5
+        self.qkv = linear(width, 3 * width)
+        self.proj = linear(width, width)
+        self.similarity = ops.BatchMatMul(transpose_b=True)
+        self.weigh = ops.BatchMatMul()
+
+    def split_heads(self, x):
+        """(B, N, D) -> (B, h, N, d)."""
+        b, n, _ = x.shape
+        return x.reshape(b, n, self.num_heads, self.head_width).transpose(0, 2, 1, 3)
+
+    def construct(self, x, bias=None):
+        b, n, width = x.shape
+        q, k, v = ops.split(self.qkv(x), width, 2)
+        score = self.similarity(self.split_heads(q) * self.scale, self.split_heads(k))  # (B, h, N, N)
+        if bias is not None:
+            score = score + bias
+        mixed = self.weigh(ops.softmax(score, -1), self.split_heads(v))  # (B, h, N, d)
+        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(b, n, width))
+
+
+def linear_rates(last: float, depth: int) -> np.ndarray:
+    """Drop-path rates of `depth` blocks of two branches, growing linearly from 0 to `last`: (2 * depth,) float32."""
+    return np.repeat(np.linspace(0.0, last, depth), 2).astype(np.float32)

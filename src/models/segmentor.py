@@ -1,0 +1,50 @@
+"""A backbone and a head behind the normalisation of their input.
+
+Letters: B batch, K classes, H x W image, h x w output grid.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.models.backbones.vit import resize_position_embedding
+
+
+class Segmentor(nn.Cell):
+    """uint8 RGB images (B, 3, H, W) -> outputs of the head.
+
+    Args:
+        backbone: features of a normalised image; has `channels`, `grids`, `noise_rates`.
+        head: outputs of the features; has `noise_rates`.
+        mean, std: per RGB channel, in units of uint8.
+    """
+
+    def __init__(self, backbone: nn.Cell, head: nn.Cell, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.mean = Tensor(np.array(mean, np.float32).reshape(1, 3, 1, 1))
+        self.std = Tensor(np.array(std, np.float32).reshape(1, 3, 1, 1))
+        self.backbone_columns = len(backbone.noise_rates)
+        self.noise_rates = np.concatenate([backbone.noise_rates, head.noise_rates])
+
+    def construct(self, image, noise=None):
+        """image (B, 3, H, W) uint8 or float32 in 0..255, noise (B, n) or None -> dict with `logits` (B, K, h, w)."""
+        image = (image.astype(ms.float32) - self.mean) / self.std
+        if noise is None:
+            return self.head(self.backbone(image))
+        split = self.backbone_columns
+        return self.head(self.backbone(image, noise[:, :split]), noise[:, split:])
+
+    def weight_metadata(self) -> dict[str, str]:
+        """Facts that travel with saved weights: the grid of the position embeddings, where there are any."""
+        grid = getattr(self.backbone, "position_grid", None)
+        return {} if grid is None else {"position_grid": f"{grid[0]}x{grid[1]}"}
+
+    def adapt_weights(self, weights: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, np.ndarray]:
+        """Weights of another image size made to fit this network: position embeddings are resized bicubically."""
+        name = "backbone.pos_embed"
+        if name not in weights or "position_grid" not in metadata:
+            return weights
+        source = tuple(int(side) for side in metadata["position_grid"].split("x"))
+        resized = resize_position_embedding(weights[name], source, self.backbone.position_grid)
+        return {**weights, name: resized}

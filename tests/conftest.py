@@ -1,0 +1,45 @@
+"""Options and fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow; run with --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+def pytest_configure(config):
+    # One place for every test that runs MindSpore: the mode and device that users run.
+    from src import distributed
+
+    distributed.setup("CPU", "graph")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the real data sets; the test is skipped where there is none."""
+    root = Path(os.environ.get("ECENET_DATA", ROOT.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no data at {root}; set ECENET_DATA")
+    return root
+
+
+@pytest.fixture(scope="session")
+def golden_root() -> Path:
+    """Folder of the released head's golden values; the test is skipped where there is none."""
+    root = Path(os.environ.get("ECENET_GOLDEN", ROOT.parent / "shared" / "golden"))
+    if not root.is_dir():
+        pytest.skip(f"no golden values at {root}; set ECENET_GOLDEN")
+    return root

@@ -1,0 +1,103 @@
+"""Converts public weights to a .safetensors file of ours, name by name, or lists everything that does not fit."""
+
+import argparse
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from any folder
+
+from src.engine.checkpoint import read_tensors  # noqa: E402
+from src.models.conversion import IGNORED, SOURCES, convert  # noqa: E402
+
+EPILOG = f"""\
+sources:
+  released_ecenet  the authors' ECENet: the head alone, its names with or without the prefix decode_head., or the whole
+                   model with its Swin under backbone. (mmsegmentation's names; {" and ".join(IGNORED)}
+                   are left out)
+  timm_vit         a plain Vision Transformer with 16 x 16 patches under timm's names; left out: cls_token and its
+                   position (unless --class-token), norm.*, head.*. The norms of the taps are in no such file: load the
+                   result as pretrained backbone, and they start fresh.
+
+An .npz file in which some names start with weight/ gives only these.
+Names in the output start with backbone. and head., values are float32. For a Vision Transformer the metadata keep
+the grid of the position embeddings, so that they are resized when a network of another image size loads them.
+Exit code: 0 written; 1 the weights do not fit, nothing written; 2 wrong use.
+
+example:
+  python tools/convert_weights.py --source timm_vit --input vit_tiny.npz --output weights/vit_tiny.safetensors
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", required=True, choices=SOURCES, help="where the weights come from, see below")
+    parser.add_argument("--input", required=True, type=Path, help="public weights, .npz or .safetensors")
+    parser.add_argument("--output", required=True, type=Path, help="file to write, .safetensors; replaced if it exists")
+    parser.add_argument("--class-token", action="store_true", help="timm_vit: keep the class token and its position")
+    args = parser.parse_args(arguments)
+    problem = misuse(args)
+    if problem:
+        parser.error(problem)
+    try:
+        weights = read_weights(args.input)
+        converted = convert(args.source, weights, class_token=args.class_token)
+    except ValueError as error:
+        print(f"{args.input}: {error}", file=sys.stderr)
+        return 1
+    metadata = {"source": args.source}
+    if converted.grid:
+        metadata["position_grid"] = "{}x{}".format(*converted.grid)
+    write_weights(args.output, converted.weights, metadata)
+    size = sum(value.size for value in converted.weights.values())
+    print(f"left out ({len(converted.dropped)}): {', '.join(converted.dropped) or 'nothing'}")
+    print(f"{args.output}: {len(converted.weights)} parameters, {size} values, {metadata}")
+    return 0
+
+
+def misuse(args: argparse.Namespace) -> str:
+    """What is wrong with the arguments; empty when nothing is."""
+    if args.input.suffix not in (".npz", ".safetensors"):
+        return f"--input {args.input}: need a file that ends in .npz or .safetensors"
+    if not args.input.is_file():
+        return f"--input {args.input}: no such file"
+    if args.output.suffix != ".safetensors":
+        return f"--output {args.output}: need a name that ends in .safetensors"
+    if not args.output.parent.is_dir():
+        return f"--output {args.output}: there is no folder {args.output.parent}; make it first"
+    if args.output.resolve() == args.input.resolve():
+        return f"--output {args.output}: would overwrite the input"
+    if args.class_token and args.source != "timm_vit":
+        return f"--class-token: {args.source} has none, only timm_vit takes this flag"
+    return ""
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name; of an .npz with names under weight/ only these. ValueError when the file is not readable."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"not a readable .npz file of arrays ({error}); fetch it again") from error
+    weights = {name.removeprefix("weight/"): array for name, array in arrays.items() if name.startswith("weight/")}
+    return weights or arrays
+
+
+def write_weights(path: Path, weights: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Writes a .safetensors file, which appears whole or not at all."""
+    draft = path.with_name(path.name + ".incomplete")
+    save_file(weights, draft, metadata)
+    os.replace(draft, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
