@@ -96,6 +96,15 @@ def test_unused_modules_have_no_parameters():
     assert bare.count_macs() == macs
 
 
+def test_kept_embeddings_need_neither_updaters_nor_new_codes():
+    _, full = build(ROWS[0])
+    with no_init_parameters():
+        kept = ECENetHead(full.in_channels, full.grids, 150, channels=128, updater="none")
+    code, updater = 219 * 128 + 128, 5 * 128**2 + 11 * 128
+    assert parameters(full) - parameters(kept) == 3 * (code + updater)
+    assert full.count_macs() - kept.count_macs() == 3 * (150 * 219 * 128 + 5 * 150 * 128**2)
+
+
 @pytest.mark.parametrize("classes, side, length", [
     (19, 5, 75), (21, 5, 75), (59, 7, 99), (60, 7, 99), (150, 13, 219), (171, 13, 219),
 ])  # fmt: skip

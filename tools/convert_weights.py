@@ -12,13 +12,13 @@ from safetensors.numpy import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from any folder
 
 from src.engine.checkpoint import read_tensors  # noqa: E402
-from src.models.conversion import IGNORED, SOURCES, convert  # noqa: E402
+from src.models.conversion import IGNORED, SOURCES, Converted, convert  # noqa: E402
 
 EPILOG = f"""\
 sources:
   released_ecenet  the authors' ECENet: the head alone, its names with or without the prefix decode_head., or the whole
-                   model with its Swin under backbone. (mmsegmentation's names; {" and ".join(IGNORED)}
-                   are left out)
+                   model with its Swin under backbone. (mmsegmentation's names);
+                   left out: {", ".join(IGNORED)}
   timm_vit         a plain Vision Transformer with 16 x 16 patches under timm's names; left out: cls_token and its
                    position (unless --class-token), norm.*, head.*. The norms of the taps are in no such file: load the
                    result as pretrained backbone, and they start fresh.
@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(problem)
     try:
         weights = read_weights(args.input)
-        converted = convert(args.source, weights, class_token=args.class_token)
+        converted = convert_file(args, weights)
     except ValueError as error:
-        print(f"{args.input}: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     metadata = {"source": args.source}
     if converted.grid:
@@ -87,9 +87,17 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"not a readable .npz file of arrays ({error}); fetch it again") from error
+        raise ValueError(f"{path}: not a readable .npz file of arrays ({error}); fetch it again") from error
     weights = {name.removeprefix("weight/"): array for name, array in arrays.items() if name.startswith("weight/")}
     return weights or arrays
+
+
+def convert_file(args: argparse.Namespace, weights: dict[str, np.ndarray]) -> Converted:
+    """The weights of --input converted; ValueError names the file."""
+    try:
+        return convert(args.source, weights, class_token=args.class_token)
+    except ValueError as error:
+        raise ValueError(f"{args.input}: {error}") from error
 
 
 def write_weights(path: Path, weights: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

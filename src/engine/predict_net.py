@@ -10,7 +10,7 @@ KINDS = ("labels", "logits")
 
 
 class PredictNet(nn.Cell):
-    """uint8 BGR image (1, H, W, 3) of any size, as OpenCV decodes it -> label map (1, H, W) uint8 or logits (1, K, H, W).
+    """uint8 BGR image (1, H, W, 3) of any size -> label map (1, H, W) uint8 or logits (1, K, H, W) float32.
 
     The image is resized to the network's size and the logits back to the image's (bilinear, half-pixel centres);
     a size that fits already is left as it is. Evaluation, export and prediction all run this graph.
@@ -22,7 +22,7 @@ class PredictNet(nn.Cell):
     """
 
     def __init__(self, network: nn.Cell, size: tuple[int, int], kind: str) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
         self.network, self.size, self.labels = network, tuple(size), kind == "labels"

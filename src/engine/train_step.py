@@ -40,7 +40,7 @@ class TrainStep(nn.Cell):
 
     Args:
         network: image, noise -> outputs.
-        loss: outputs, batch, counts -> dict of scalar terms.
+        loss: outputs, batch, counts -> tuple of scalar terms, whose names are `loss.terms`.
         optimizer: see `optimizer.py`.
         columns: names of the batch's arrays, in the order in which `construct` gets them.
         clip_norm: bound of the global gradient norm; 0 is off.
@@ -64,14 +64,14 @@ class TrainStep(nn.Cell):
         self.set_train()
 
     def forward(self, noise, counts, *columns):
-        """Total loss and its terms."""
+        """Total loss and its terms, in the order of loss.terms."""
         batch = {}
         for i in range(len(self.columns)):
             batch[self.columns[i]] = columns[i]
         terms = self.loss(self.network(batch["image"], noise), batch, counts)
-        total = ops.zeros((), ms.float32)
-        for name in terms:
-            total = total + terms[name]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
         return total, terms
 
     def construct(self, inputs, last, noise, counts, *columns):
@@ -129,6 +129,6 @@ def run_step(step_cell: TrainStep, inputs: np.ndarray, noise: np.ndarray, batche
         arrays = [Tensor(np.ascontiguousarray(batch[name])) for name in step_cell.columns]
         last = Tensor(i == len(batches) - 1)
         terms, norm = step_cell(Tensor(inputs), last, Tensor(noise[i]), Tensor(counts), *arrays)
-        for name, value in terms.items():
+        for name, value in zip(step_cell.loss.terms, terms, strict=True):
             totals[name] = totals.get(name, 0.0) + float(value.asnumpy())
     return totals, float(norm.asnumpy())

@@ -75,33 +75,22 @@ def window_layout(grid: tuple[int, int], window: int, shift: int) -> WindowLayou
     return WindowLayout(slots, tokens, Tensor(shift_mask(grid, window, shift)) if shift else None)
 
 
-def append_zero_row(x):
-    """(B, N, D) -> (B, N + 1, D)."""
-    b, _, width = x.shape
-    return ops.cat((x, ops.zeros((b, 1, width), x.dtype)), 1)
-
-
 class Rearrange(nn.Cell):
-    """Moves rows of (B, N, D) to their places in (B, M, D); N in `index` (M,) gives a row of zeros.
+    """Moves rows of (B, N, D) to their places in (B, M, D) by a constant index (M,), in which N gives a row of zeros.
 
-    No row is read twice, so the gradient is a gather too, by `inverse` (N,), where M stands for a row nobody reads.
-    That is several times faster than the scatter of the gather's own gradient, and than pad, roll and transpose.
+    One gather takes the place of padding, rolling and transposing, at half of their time on CPU. The gradient stays
+    MindSpore's: a `bprop` that calls Python functions spoils later compilations of the same process (2.10).
     """
 
-    def __init__(self, index: np.ndarray, inverse: np.ndarray) -> None:
+    def __init__(self, index: np.ndarray, rows: int) -> None:
         super().__init__()
-        self.index, self.inverse = Tensor(index), Tensor(inverse)
-        self.pads, self.drops = bool(index.max() == inverse.size), bool(inverse.max() == index.size)
+        self.index = Tensor(index)
+        self.pads = bool(index.max() == rows)
 
     def construct(self, x):
         if self.pads:
-            x = append_zero_row(x)
+            x = ops.cat((x, ops.zeros((x.shape[0], 1, x.shape[2]), x.dtype)), 1)
         return ops.gather(x, self.index, 1)
-
-    def bprop(self, x, out, dout):
-        if self.drops:  # not in a function that bprop calls: compiling that a second time fails
-            dout = append_zero_row(dout)
-        return (ops.gather(dout, self.inverse, 1),)
 
 
 class WindowAttention(Attention):
@@ -131,8 +120,8 @@ class SwinBlock(nn.Cell):
     ) -> None:
         super().__init__()
         self.tokens, self.column, self.mask = window * window, column, layout.mask
-        self.to_windows = Rearrange(layout.slots, layout.tokens)
-        self.from_windows = Rearrange(layout.tokens, layout.slots)
+        self.to_windows = Rearrange(layout.slots, layout.tokens.size)
+        self.from_windows = Rearrange(layout.tokens, layout.slots.size)
         self.norm1 = layer_norm(width)
         self.attn = WindowAttention(width, num_heads, window)
         self.norm2 = layer_norm(width)
@@ -201,14 +190,6 @@ class SwinStage(nn.Cell):
         return x
 
 
-def create_stage(i: int, width: int, depths: tuple[int, ...], num_heads: int, grid: tuple, window: int, mlp_ratio: int):
-    """Stage i of STAGES, counted from 0; only the last leads to no next one."""
-    layouts = window_layout(grid, window, 0), window_layout(grid, window, window // 2)
-    first = sum(depths[:i])
-    blocks = [SwinBlock(width, num_heads, window, layouts[j % 2], mlp_ratio, 2 * (first + j)) for j in range(depths[i])]
-    return SwinStage(blocks, PatchMerging(width, grid) if i < STAGES - 1 else None)
-
-
 def check_arguments(image_size: tuple, depths: tuple, num_heads: tuple, window: int) -> None:
     """Raises ValueError for sizes that no Swin Transformer has."""
     if len(image_size) != 2 or min(image_size) < 1:
@@ -241,10 +222,19 @@ class SwinTransformer(nn.Cell):
         self.grids = tuple(tuple(ceil_divide(side, stride) for side in image_size) for stride in self.strides)
         self.noise_rates = linear_rates(drop_path, sum(depths))
         self.patch_embed = PatchEmbedding(embed_width)
-        stages = enumerate(zip(self.channels, num_heads, self.grids, strict=True))
-        self.stages = nn.CellList([create_stage(i, c, depths, h, grid, window, mlp_ratio) for i, (c, h, grid) in stages])
+        self.stages = nn.CellList([self.create_stage(i, num_heads[i]) for i in range(STAGES)])
         self.norm0, self.norm1, self.norm2, self.norm3 = (layer_norm(width) for width in self.channels)
         init_linear_layers(self, "trunc02")
+
+    def create_stage(self, i: int, num_heads: int) -> SwinStage:
+        """Stage i, counted from 0."""
+        width, grid, first = self.channels[i], self.grids[i], sum(self.depths[:i])
+        layouts = window_layout(grid, self.window, 0), window_layout(grid, self.window, self.window // 2)
+        blocks = [
+            SwinBlock(width, num_heads, self.window, layouts[j % 2], self.mlp_ratio, 2 * (first + j))
+            for j in range(self.depths[i])
+        ]
+        return SwinStage(blocks, PatchMerging(width, grid) if i < STAGES - 1 else None)
 
     def construct(self, image, noise=None):
         """Normalised image float32 (B, 3, H, W), keep factors (B, 2 sum(depths)) or None -> maps (B, C_s, H_s, W_s)."""

@@ -93,9 +93,8 @@ class ECENetHead(nn.Cell):
         self.laterals = nn.CellList([conv2d(c, channels, 1, bias=False) for c in in_channels])
         self.class_mask = ClassMask(channels, num_classes, num_heads)
         sides = (*POOL_GRIDS, largest_pool_grid(num_classes, pool_ratio))
-        self.embeddings = nn.CellList(
-            [ClassEmbedding(grid, channels, sides, embed_from) for grid in self.grids[self.first_round :]]
-        )
+        embedded = self.grids[self.first_round :] if updater != "none" else self.grids[-1:]
+        self.embeddings = nn.CellList([ClassEmbedding(grid, channels, sides, embed_from) for grid in embedded])
         attending = range(self.first_round, levels - 1)
         self.attentions = nn.CellList(
             [SemanticsAttention(channels, num_heads, attn_sign=attn_sign, q_act=q_act) for _ in attending]
