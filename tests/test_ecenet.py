@@ -97,6 +97,7 @@ def test_switches_build_and_run(name):
     outputs = run(head, features, np.full((2, 8), 1.25, np.float32))
     output_grid, rounds = OUTPUT_GRIDS.get(name, (8, 12)), options.get("num_rounds", 3)
     assert head.output_grid == output_grid
+    assert head.fusion.in_channels == (8 if options.get("aggregate") == "last" else 4 * 8)
     assert outputs["logits"].shape == (2, 5, *output_grid)
     assert len(outputs["finest_mask"]) == (rounds == 3)
     assert len(outputs["masks"]) == min(rounds + 1, 3)  # level 4 and those of the rounds, but never level 1

@@ -1,30 +1,25 @@
-"""Losses against a dense float64 reference, its finite differences, and values worked out by hand.
+"""Losses against a dense float64 reference, its derivatives, and values worked out by hand."""
 
-Letters: B batch, K classes, M classes at most in one image, h x w output grid, H x W label.
-"""
-
-import os
-
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-
-from functools import lru_cache
+from functools import cache
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.losses import LOSSES, batch_counts, create_loss
-
-ms.set_context(mode=ms.GRAPH_MODE)
-ms.set_device("CPU")
-
-B, K, M = 3, 4, 3
-LABEL, GRID = (6, 8), (3, 4)
-COUNTS = np.array([200.0, 9.0, 5.0], np.float32)  # of a larger global batch than the one at hand
-MAPS = ("logits", "finest", "middle", "coarse", "diverse_1", "diverse_2")
-DIVERSE = ((3, 4), (6, 4))  # channels, positions; the second has more channels than positions
-OFF = {"ce": 0.0, "mask": 0.0, "dice": 0.0, "diversity": 0.0}
+from src.losses import batch_counts, create_loss
+from tests.losses_reference import (
+    COUNTS,
+    LABEL,
+    MAPS,
+    B,
+    K,
+    central_difference,
+    make_batch,
+    make_maps,
+    present_of,
+    reference,
+)
 
 SWITCHES = [
     {},
@@ -56,9 +51,9 @@ class Total(nn.Cell):
         return total, terms
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(switches: tuple):
-    """Names of the terms and value_and_grad of class_mask with these options; one graph for each shape that it meets."""
+    """Names of the terms and value_and_grad of class_mask with these options; a graph for each shape that it meets."""
     loss = create_loss({"name": "class_mask", **dict(switches)}, K)
     return loss.terms, ms.value_and_grad(Total(loss), tuple(range(len(MAPS))), has_aux=True)
 
@@ -79,117 +74,6 @@ class Frozen(dict):
 
     def __hash__(self):
         return hash(tuple(self.items()))
-
-
-def make_maps(seed: int, batch_size: int = B, grid: tuple = GRID) -> dict:
-    rng = np.random.default_rng(seed)
-    maps = {name: 2.0 * rng.standard_normal((batch_size, K, *grid)) for name in MAPS[:4]}
-    for name, (channels, _) in zip(MAPS[4:], DIVERSE, strict=True):
-        maps[name] = 2.0 * rng.standard_normal((batch_size, channels, 2, 2))
-    return {name: array.astype(np.float32) for name, array in maps.items()}
-
-
-def present_of(label: np.ndarray, room: int = M) -> np.ndarray:
-    present = np.full((len(label), room), -1, np.int32)
-    for row, image in zip(present, label, strict=True):
-        ids = [k for k in range(K) if (image == k).any()]
-        row[: len(ids)] = ids
-    return present
-
-
-def make_batch(seed: int = 1, batch_size: int = B, size: tuple = LABEL) -> dict:
-    """Labels of three, two, no, three ... classes, with ignored pixels; the third image is wholly ignored."""
-    rng = np.random.default_rng(seed)
-    label = np.full((batch_size, *size), 255, np.int32)
-    for i, classes in enumerate(((0, 1, 3), (2, 3), (), (1, 2, 3))[:batch_size]):
-        if classes:
-            label[i] = rng.choice(np.array(classes), size)
-            label[i, 1:3, 1:4] = 255
-    return {"label": label, "present": present_of(label)}
-
-
-def resize(x: np.ndarray, size: tuple) -> np.ndarray:
-    """Bilinear, half-pixel centres, edges repeated: one axis after the other by np.interp."""
-    for axis, target in zip((-2, -1), size, strict=True):
-        source = x.shape[axis]
-        position = (np.arange(target) + 0.5) * source / target - 0.5
-        x = np.apply_along_axis(interpolate, axis, x, position)
-    return x
-
-
-def interpolate(row: np.ndarray, position: np.ndarray) -> np.ndarray:
-    return np.interp(position, np.arange(len(row)), row)
-
-
-def reference_ce(logits, label, counts, ce_avg="valid"):
-    x = resize(np.asarray(logits, np.float64), label.shape[1:])
-    log_sum = np.logaddexp.reduce(x, axis=1)
-    total = 0.0
-    for k in range(K):
-        total += ((log_sum - x[:, k]) * (label == k)).sum()
-    pixels = counts[0] if ce_avg == "valid" else counts[2] * label[0].size
-    return total / max(1.0, pixels)
-
-
-def reference_pair(x, target, counted, mask_loss):
-    """Mask loss and dice loss of one image and class: x, target, counted (H, W)."""
-    if counted.sum() == 0:
-        return 0.0, 0.0
-    p = 1.0 / (1.0 + np.exp(-np.clip(x, -700, 700)))
-    log_p, log_not = -np.logaddexp(0.0, -x), -np.logaddexp(0.0, x)
-    if mask_loss == "focal":
-        losses = -0.25 * (1 - p) ** 2 * log_p * target - 0.75 * p**2 * log_not * (1 - target)
-    else:
-        losses = -log_p * target - log_not * (1 - target)
-    overlap, sizes = (p * target * counted).sum(), (p * counted).sum() + (target * counted).sum()
-    return (losses * counted).sum() / counted.sum(), 1.0 - (2.0 * overlap + 1.0) / (sizes + 1.0)
-
-
-def reference(
-    maps, batch, counts, *, weights=None, mask_loss="focal", mask_targets="present", mask_sup="all_but_finest",
-    mask_ignore="exclude", div_norm="half", div_reduce="mean", ce_avg="valid",
-):  # fmt: skip
-    """The terms in float64, dense: all K masks of every image, those of absent classes weighted by 0 if need be."""
-    maps = {name: np.asarray(array, np.float64) for name, array in maps.items()}
-    label = batch["label"]
-    weights = weights or {"ce": 1.0, "mask": 5.0, "dice": 2.0, "diversity": 0.2}
-    supervised = {
-        "all_but_finest": [maps["middle"] + maps["coarse"]],
-        "total": [maps["finest"] + maps["middle"] + maps["coarse"]],
-        "each": [maps["finest"], maps["middle"], maps["coarse"]],
-    }[mask_sup]
-    pairs = max(1.0, counts[1] if mask_targets == "present" else counts[2] * K)
-    mask = dice = 0.0
-    for scores in supervised:
-        scores = resize(scores, label.shape[1:])
-        for i in range(len(label)):
-            for k in range(K):
-                target, valid = (label[i] == k).astype(float), (label[i] != 255).astype(float)
-                weight = float(target.any()) if mask_targets == "present" else 1.0
-                counted = np.ones_like(valid) * valid.any() if mask_ignore == "negative" else valid
-                losses = reference_pair(scores[i, k], target, counted, mask_loss)
-                mask += weight * losses[0] / pairs / len(supervised)
-                dice += weight * losses[1] / pairs / len(supervised)
-    diversity = 0.0
-    for name, (channels, positions) in zip(MAPS[4:], DIVERSE, strict=True):
-        d = maps[name].reshape(len(label), channels, positions)
-        shares = np.exp(d) / np.exp(d).sum(2, keepdims=True)
-        divisor = {"half": channels, "full": 2 * channels, "min": min(channels, positions)}[div_norm]
-        level = (1.0 - shares.max(1).sum(1) / divisor).sum() / max(1.0, counts[2])
-        diversity += level if div_reduce == "sum" else level / len(DIVERSE)
-    terms = {"ce": reference_ce(maps["logits"], label, counts, ce_avg), "mask": mask, "dice": dice}
-    terms["diversity"] = diversity
-    return {name: weights[name] * value for name, value in terms.items()}
-
-
-def central_difference(maps, name, index, batch, switches, step=1e-5):
-    """Derivative of the summed reference for one element of one map."""
-    values = []
-    for sign in (1.0, -1.0):
-        moved = maps[name].astype(np.float64)
-        moved[index] += sign * step
-        values.append(sum(reference({**maps, name: moved}, batch, COUNTS, **switches).values()))
-    return (values[0] - values[1]) / (2.0 * step)
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
@@ -323,96 +207,3 @@ def test_half_precision_maps_are_computed_in_float32():
     terms, gradients = run({}, half, batch)
     assert terms == pytest.approx(reference(half, batch, COUNTS), rel=1e-5)
     assert gradients["logits"].dtype == np.float16
-
-
-class Terms(nn.Cell):
-    """The terms for outputs of a network without Feature Reconstruction."""
-
-    def __init__(self, loss):
-        super().__init__()
-        self.loss = loss
-
-    def construct(self, logits, finest, middle, coarse, label, present, counts):
-        outputs = {"logits": logits, "finest_mask": (finest,), "masks": (middle, coarse), "diverse": ()}
-        return self.loss(outputs, {"label": label, "present": present}, counts)
-
-
-def run_without_diverse(loss: dict, maps: dict, batch: dict) -> dict:
-    arrays = [maps[name] for name in MAPS[:4]] + [batch["label"], batch["present"], COUNTS]
-    loss = create_loss(loss, K)
-    terms = Terms(loss)(*(Tensor(array) for array in arrays))
-    return {name: float(value.asnumpy()) for name, value in zip(loss.terms, terms, strict=True)}
-
-
-def test_terms_that_are_off_are_zero():
-    maps, batch = make_maps(0), make_batch()
-    expected = {**reference(maps, batch, COUNTS), "diversity": 0.0}
-    for loss, off in (
-        ({"name": "class_mask"}, ()),
-        ({"name": "class_mask", "weights": {"mask": 0.0}}, ("mask",)),
-        ({"name": "class_mask", "weights": {**OFF, "mask": 5.0}}, ("ce", "dice")),
-    ):
-        terms = run_without_diverse(loss, maps, batch)
-        assert terms == pytest.approx({**expected, **dict.fromkeys(off, 0.0)}, rel=1e-5)
-
-
-def test_cross_entropy_loss_is_the_term_of_class_mask():
-    maps, batch = make_maps(0), make_batch()
-    terms = run_without_diverse({"name": "cross_entropy"}, maps, batch)
-    assert terms == pytest.approx({"ce": reference_ce(maps["logits"], batch["label"], COUNTS)}, rel=1e-5)
-    terms = run_without_diverse({"name": "cross_entropy", "weights": {"ce": 3.0}, "ce_avg": "all"}, maps, batch)
-    assert terms["ce"] == pytest.approx(3.0 * reference_ce(maps["logits"], batch["label"], COUNTS, "all"), rel=1e-5)
-
-
-def test_batch_counts_by_hand():
-    label = np.array([[[0, 255], [1, 1]], [[255, 255], [255, 2]]], np.int32)
-    present = np.array([[0, 1, -1], [2, -1, -1]], np.int32)
-    counts = batch_counts({"label": label, "present": present})
-    assert counts.dtype == np.float32
-    assert counts.tolist() == [4.0, 3.0, 2.0]
-
-
-@pytest.mark.parametrize(
-    ("loss", "words"),
-    [
-        ({"name": "class_masks"}, ["unknown loss 'class_masks'", "class_mask", "cross_entropy"]),
-        ({"name": "class_mask", "x": 1}, ["loss (class_mask): unexpected argument 'x'; allowed: weights, mask_loss"]),
-        ({"name": "cross_entropy", "mask_loss": "bce"}, ["loss (cross_entropy): unexpected argument 'mask_loss'"]),
-        ({"name": "class_mask", "num_classes": 3}, ["unexpected argument 'num_classes'"]),
-        ({"name": "class_mask", "weights": {"mas": 1.0}}, ["unknown term 'mas'", "ce, mask, dice, diversity"]),
-        ({"name": "class_mask", "weights": {"mask": -1.0}}, ["weights.mask is -1.0", "at least 0"]),
-        ({"name": "class_mask", "weights": {"mask": "5"}}, ["weights.mask is '5'"]),
-        ({"name": "class_mask", "weights": {"mask": float("nan")}}, ["weights.mask is nan"]),
-        ({"name": "class_mask", "weights": OFF}, ["weights are all 0", "ce, mask, dice, diversity"]),
-        ({"name": "class_mask", "weights": [1.0, 5.0]}, ["[1.0, 5.0] is not a mapping", "'dice': 2.0"]),
-    ],
-    ids=str,
-)
-def test_wrong_options_are_named(loss, words):
-    with pytest.raises(ValueError) as caught:
-        create_loss(loss, K)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("option", "allowed"),
-    [
-        ("mask_loss", "focal, bce"),
-        ("mask_targets", "present, all"),
-        ("mask_sup", "all_but_finest, total, each"),
-        ("mask_ignore", "exclude, negative"),
-        ("div_norm", "half, full, min"),
-        ("div_reduce", "mean, sum"),
-        ("ce_avg", "valid, all"),
-    ],
-)
-def test_unknown_switch_value_names_the_allowed(option, allowed):
-    message = f"loss (class_mask): {option} 'other' is not known; allowed: {allowed}"
-    with pytest.raises(ValueError) as caught:
-        create_loss({"name": "class_mask", option: "other"}, K)
-    assert str(caught.value) == message
-
-
-def test_every_loss_is_built_by_name():
-    for name in LOSSES:
-        assert isinstance(create_loss({"name": name}, K), nn.Cell)

@@ -49,6 +49,7 @@ def fit(
     if log:
         log.truncate_after(loop.first_step)
     meter = Meter(loop)
+    get_console().print("compiling the training step at the first step: half a minute for small networks, minutes for large")
     with progress(loop.steps, "train", completed=loop.first_step, disable=loop.rank != 0) as advance:
         for step in range(loop.first_step, loop.steps):
             meter.start()

@@ -1,8 +1,8 @@
 """Losses by name, from their part of the configuration.
 
-A loss is a Cell `construct(outputs, batch, counts) -> terms`: a tuple of float32 scalars, already weighted, whose sum is
-differentiated; `loss.terms` names them. (Graph mode differentiates tuples reliably, dicts not.) counts (3,) float32 are
-those of `batch_counts`, added up over the whole global batch.
+A loss is a Cell `construct(outputs, batch, counts) -> terms`: a tuple of float32 scalars, already weighted, whose sum
+is differentiated; `loss.terms` names them. (Graph mode differentiates tuples reliably, dicts not.) counts (3,) float32
+are those of `batch_counts`, added up over the whole global batch.
 """
 
 import inspect

@@ -61,7 +61,7 @@ class ClassMaskLoss(nn.Cell):
             check_choice(name, value, allowed)
         self.terms = tuple(WEIGHTS)
         merged = read_weights(weights, WEIGHTS)
-        # Plain attributes: in the graph the entries of a dict are no constants, and terms of weight 0 would be computed.
+        # Plain attributes: in the graph the entries of a dict are no constants, and a term of weight 0 would be computed.
         self.ce_weight, self.mask_weight = merged["ce"], merged["mask"]
         self.dice_weight, self.diversity_weight = merged["dice"], merged["diversity"]
         self.num_classes, self.mask_targets, self.mask_sup = num_classes, mask_targets, mask_sup

@@ -109,7 +109,7 @@ def check_choice(argument: str, value, allowed: tuple) -> None:
 
 
 def init_linear_layers(cell: nn.Cell, name: str) -> None:
-    """Sets how Dense layers start: `fanin` leaves them as built, `trunc02` draws N(0, 0.02) cut at 2 sigma, bias 0."""
+    """Sets how Dense layers start: `fanin` leaves them as built, `trunc02` draws N(0, 0.02), bias 0."""
     check_choice("init_linear", name, INIT_LINEAR)
     if name == "fanin":
         return

@@ -78,8 +78,8 @@ def window_layout(grid: tuple[int, int], window: int, shift: int) -> WindowLayou
 class Rearrange(nn.Cell):
     """Moves rows of (B, N, D) to their places in (B, M, D) by a constant index (M,), in which N gives a row of zeros.
 
-    One gather takes the place of padding, rolling and transposing, at half of their time on CPU. The gradient stays
-    MindSpore's: a `bprop` that calls Python functions spoils later compilations of the same process (2.10).
+    One gather takes the place of padding, rolling and transposing, and takes less time than these on CPU. The gradient
+    stays MindSpore's: a `bprop` that calls Python functions spoils later compilations of the same process (2.10).
     """
 
     def __init__(self, index: np.ndarray, rows: int) -> None:
@@ -221,6 +221,7 @@ class SwinTransformer(nn.Cell):
         self.channels = tuple(embed_width * 2**i for i in range(STAGES))
         self.grids = tuple(tuple(ceil_divide(side, stride) for side in image_size) for stride in self.strides)
         self.noise_rates = linear_rates(drop_path, sum(depths))
+        self.fresh_prefixes = ("norm0.", "norm1.", "norm2.", "norm3.")  # classification weights have none of them
         self.patch_embed = PatchEmbedding(embed_width)
         self.stages = nn.CellList([self.create_stage(i, num_heads[i]) for i in range(STAGES)])
         self.norm0, self.norm1, self.norm2, self.norm3 = (layer_norm(width) for width in self.channels)

@@ -156,8 +156,7 @@ class ECENetHead(nn.Cell):
                 x, mask = self.attentions[i](x, embedding)
                 masks = (mask, *masks)
                 if self.updater != "none":
-                    new = self.embeddings[i](mask, x)
-                    embedding = self.update(i, embedding, new)
+                    embedding = self.update(i, embedding, self.embeddings[i](mask, laterals[s]))
             enhanced = (x, *enhanced)
         return enhanced, masks, embedding
 
