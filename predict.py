@@ -8,6 +8,7 @@ classes' colours as its palette, NAME_overlay.jpg the colours over the image, cl
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,8 @@ def main() -> None:
         if arguments.print_config:
             print(format_config(config, sources))
             return
+    if arguments.overrides and not config:
+        parser.error(f"{arguments.overrides[0]!r}: settings need --config; a model carries its own")
     if bool(arguments.model) == bool(arguments.config and arguments.checkpoint):
         parser.error("give either --model, or --config and --checkpoint")
     if not (arguments.input and arguments.output):
@@ -69,10 +72,9 @@ def find_images(inputs: list[str]) -> list[tuple[Path, Path]]:
             found.append((path, Path(path.stem)))
         else:
             raise FileNotFoundError(f"no such image or folder: {path}")
-    names = [name for _, name in found]
-    twice = sorted({str(name) for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(str(name) for name, count in Counter(name for _, name in found).items() if count > 1)
     if twice:
-        raise ValueError(f"several inputs would be written as {', '.join(twice[:5])}; predict them one folder at a time")
+        raise ValueError(f"several inputs would be written as {', '.join(twice[:5])}; predict one folder at a time")
     return found
 
 
@@ -83,7 +85,10 @@ def predict_files(predictor: Predictor, files: list[tuple[Path, Path]], output: 
     with progress(len(files), "predict") as advance:
         for file, name in files:
             image = read_image(file)
-            label = predictor(image)
+            try:
+                label = predictor(image)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
             target = output / name
             target.parent.mkdir(parents=True, exist_ok=True)
             save_label(label, predictor.palette, target.with_name(f"{target.name}_labels.png"))

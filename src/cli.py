@@ -43,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def writable(path: str) -> Path:
-    """The path of a file to be written, its folder made; PermissionError, now and not hours later, where it cannot be."""
+    """The path of a file to be written, its folder made; raises now, not hours later, where it cannot be written."""
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -36,5 +36,5 @@ class _Sum(nn.Cell):
 
 
 def sum_counts(counts: np.ndarray) -> np.ndarray:
-    """Sum of an int64 array over all devices, exact up to 2 ** 48 (split into 24-bit halves that float32 holds)."""
+    """Sum of an int64 array over all devices."""
     return _Sum()(Tensor(counts)).asnumpy()

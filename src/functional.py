@@ -57,5 +57,5 @@ def resize_bilinear(x, size):
 
 
 def one_hot(index, depth):
-    """One-hot (..., depth) float32 of an integer tensor; an index outside [0, depth), such as -1 or 255, gives zeros."""
+    """One-hot (..., depth) float32 of an integer tensor; an index outside [0, depth), such as 255, gives zeros."""
     return (index.expand_dims(-1) == ops.arange(depth)).astype(ms.float32)

@@ -17,7 +17,7 @@ from src.models import create_model
 class Predictor:
     """RGB image (H, W, 3) uint8 -> label map (H, W) uint8 by the modes of EvalConfig.
 
-    Made by `from_checkpoint` or `from_mindir`. `names` and `palette` describe the classes; `info` tells what was loaded.
+    Made by `from_checkpoint` or `from_mindir`. `names` and `palette` describe the classes, `info` what was loaded.
     """
 
     def __init__(self, predict, names: tuple[str, ...], palette: tuple, info: dict[str, str]) -> None:

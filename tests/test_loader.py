@@ -111,7 +111,7 @@ def test_declared_columns_are_yielded():
 def test_error_of_a_sample_arrives_as_it_was_raised(workers):
     data = DATA.model_copy(update={"workers": workers})
     batches = create_train_batches(data, **{**SETTINGS, "max_classes": 1}, num_samples=4)
-    with pytest.raises(ValueError, match=r"^scene_000000\d: \d classes in one crop, .* raise max_classes$"):
+    with pytest.raises(ValueError, match=r"^scene_000000\d: \d classes in one crop, .* raise data.max_classes$"):
         list(batches)
 
 

@@ -186,7 +186,9 @@ def present_classes(max_classes: int) -> Transform:
     def apply(sample: Sample, rng: np.random.Generator) -> Sample:
         ids = np.flatnonzero(np.bincount(sample["label"].ravel(), minlength=IGNORE + 1)[:IGNORE])
         if len(ids) > max_classes:
-            raise ValueError(f"{len(ids)} classes in one crop, but at most {max_classes} have room; raise max_classes")
+            raise ValueError(
+                f"{len(ids)} classes in one crop, but at most {max_classes} have room; raise data.max_classes"
+            )
         present = np.full(max_classes, -1, np.int32)
         present[: len(ids)] = ids
         return {**sample, "present": present}

@@ -6,7 +6,6 @@ float64: nothing in the compiled step counts, so a resumed run continues exactly
 
 from collections.abc import Sequence
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 

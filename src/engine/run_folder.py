@@ -34,7 +34,7 @@ def open_run(output_dir: str, name: str, config_text: str, create: bool = True) 
 
 
 def refuse_other_settings(run: Path, old_text: str, new_text: str) -> None:
-    """Raises ValueError that lists the settings in which a run's folder differs from the ones it is asked to go on with."""
+    """Raises ValueError that lists the settings in which the run in a folder differs from the one to go on with."""
     old, new = flatten(YAML(typ="safe").load(old_text)), flatten(YAML(typ="safe").load(new_text))
     changed = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"

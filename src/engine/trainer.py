@@ -48,19 +48,19 @@ def fit(
     log = MetricsLog(loop.run / "metrics.jsonl") if loop.rank == 0 else None
     if log:
         log.truncate_after(loop.first_step)
-    meter = Meter(loop)
-    get_console().print("compiling the training step at the first step: half a minute for small networks, minutes for large")
+    means = StepMeans(loop)
+    get_console().print("the first step is compiled: half a minute for small networks")
     with progress(loop.steps, "train", completed=loop.first_step, disable=loop.rank != 0) as advance:
         for step in range(loop.first_step, loop.steps):
-            meter.start()
+            means.start()
             group = [next(batches) for _ in range(loop.accumulate)]
-            meter.data_ready()
+            means.data_ready()
             terms, norm = take_step(loop, network, step_cell, rates, step, group, count(group))
-            meter.add(terms, norm)
+            means.add(terms, norm)
             done = step + 1
             advance(text=f"loss {sum(terms.values()):.3f}")
             if log and (done % loop.log_every == 0 or done == loop.steps):
-                log.write({"kind": "train", "step": done, "lr": float(rates[step]), **meter.read()})
+                log.write({"kind": "train", "step": done, "lr": float(rates[step]), **means.read()})
             evaluated = done % loop.evaluate_every == 0 or done == loop.steps
             best = False
             if evaluated:
@@ -97,7 +97,7 @@ def ious(summary: dict) -> list:
     return [entry["iou"] for entry in summary["classes"]]
 
 
-class Meter:
+class StepMeans:
     """Means of loss terms and gradient norm, images a second and the share of time spent waiting for data."""
 
     def __init__(self, loop: Loop) -> None:

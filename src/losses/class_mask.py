@@ -61,7 +61,7 @@ class ClassMaskLoss(nn.Cell):
             check_choice(name, value, allowed)
         self.terms = tuple(WEIGHTS)
         merged = read_weights(weights, WEIGHTS)
-        # Plain attributes: in the graph the entries of a dict are no constants, and a term of weight 0 would be computed.
+        # Plain attributes: entries of a dict are no constants in the graph, and a term of weight 0 would be computed.
         self.ce_weight, self.mask_weight = merged["ce"], merged["mask"]
         self.dice_weight, self.diversity_weight = merged["dice"], merged["diversity"]
         self.num_classes, self.mask_targets, self.mask_sup = num_classes, mask_targets, mask_sup
@@ -113,7 +113,7 @@ class ClassMaskLoss(nn.Cell):
             ids, pairs = present, counts[1]
         pair_weight = (ids >= 0).astype(ms.float32) * (valid.max(2) > 0.0).astype(ms.float32)  # (B, M)
         counted = ops.ones_like(valid) if self.mask_ignore == "negative" else valid
-        target = class_targets(label, ids)
+        counted, target = ops.stop_gradient(counted), ops.stop_gradient(class_targets(label, ids))
         mask, dice = 0.0, 0.0
         for scores in maps:
             if self.mask_targets == "present":
@@ -222,5 +222,6 @@ def select_classes(maps, ids):
 
 
 def sum_last(x):
-    """Sum over the last axis as a product with ones (reductions run on one thread on CPU)."""
-    return ops.matmul(x, ops.ones((x.shape[-1], 1), ms.float32)).squeeze(-1)
+    """Sum over the last axis, (B, M, N) -> (B, M), as a product with ones: reductions run on one thread on CPU."""
+    b, m, n = x.shape
+    return ops.matmul(x.reshape(b * m, n), ops.ones((n, 1), ms.float32)).reshape(b, m)

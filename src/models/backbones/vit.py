@@ -18,7 +18,7 @@ NORM_EPSILON = 1e-6
 
 
 class Block(nn.Cell):
-    """Pre-norm transformer block on tokens (B, N, D); columns `first` and `first + 1` of the noise drop its branches."""
+    """Pre-norm transformer block on tokens (B, N, D); noise columns first and first + 1 drop its branches."""
 
     def __init__(self, width: int, num_heads: int, first_column: int) -> None:
         super().__init__()
