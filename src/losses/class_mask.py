@@ -68,6 +68,7 @@ class ClassMaskLoss(nn.Cell):
         self.mask_ignore, self.div_norm, self.div_reduce, self.ce_avg = mask_ignore, div_norm, div_reduce, ce_avg
         self.focal = mask_loss == "focal"
         self.mask_sums = MaskSums(self.focal)
+        self.position_softmax = PositionSoftmax()
 
     def construct(self, outputs, batch, counts):
         """Weighted terms (ce, mask, dice, diversity), float32 scalars.
@@ -111,7 +112,7 @@ class ClassMaskLoss(nn.Cell):
             pairs = counts[2] * self.num_classes
         else:
             ids, pairs = present, counts[1]
-        pair_weight = (ids >= 0).astype(ms.float32) * (valid.max(2) > 0.0).astype(ms.float32)  # (B, M)
+        pair_weight = (ids >= 0).astype(ms.float32) * ops.amax(valid, 2)  # (B, M)
         counted = ops.ones_like(valid) if self.mask_ignore == "negative" else valid
         counted, target = ops.stop_gradient(counted), ops.stop_gradient(class_targets(label, ids))
         mask, dice = 0.0, 0.0
@@ -154,8 +155,9 @@ class ClassMaskLoss(nn.Cell):
                 divisor = 2 * channels
             elif self.div_norm == "min":
                 divisor = min(channels, positions)
-            shares = ops.softmax(d.astype(ms.float32).reshape(b, channels, positions), -1)
-            total += b - ops.amax(shares, 1).sum() / divisor
+            shares = self.position_softmax(d.astype(ms.float32).reshape(b, channels, positions))
+            winner = ops.stop_gradient(ops.argmax(shares, 1, True))  # (B, 1, N): cheaper than the gradient of a maximum
+            total += b - ops.gather_elements(shares, 1, winner).sum() / divisor
         if self.div_reduce == "mean":
             total = total / max(len(maps), 1)
         return total / ops.maximum(counts[2], 1.0)
@@ -201,6 +203,19 @@ class MaskSums(nn.Cell):
         gradient = error * (loss_weight * slope + error_weight * rest)
         gradient = gradient - 2.0 * (gradient * target)  # dz/dscore is -1 on the target
         return gradient, ops.zeros_like(target), ops.zeros_like(counted)
+
+
+class PositionSoftmax(nn.Cell):
+    """Softmax over the last axis, with the row sums of its gradient as a product with ones."""
+
+    def construct(self, x):
+        """(B, C, N) -> (B, C, N)."""
+        return ops.softmax(x, -1)
+
+    def bprop(self, x, out, dout):
+        """Gradient s * (g - sum(s g)) of shares s for the gradient g."""
+        product = out * dout
+        return (product - out * sum_last(product).expand_dims(-1),)
 
 
 def class_targets(label, ids):
