@@ -1,4 +1,4 @@
-"""Pure graph functions shared by networks, losses and export.
+"""Pure functions shared by networks and losses.
 
 Letters: B batch, C channels, H x W target size, h x w source size.
 
@@ -59,3 +59,9 @@ def resize_bilinear(x, size):
 def one_hot(index, depth):
     """One-hot (..., depth) float32 of an integer tensor; an index outside [0, depth), such as 255, gives zeros."""
     return (index.expand_dims(-1) == ops.arange(depth)).astype(ms.float32)
+
+
+def check_choice(argument: str, value: object, allowed: tuple) -> None:
+    """Raises ValueError that names the argument and the allowed values unless value is one of them."""
+    if value not in allowed:
+        raise ValueError(f"{argument} {value!r} is not known; allowed: {', '.join(map(str, allowed))}")

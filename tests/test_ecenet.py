@@ -134,7 +134,7 @@ def test_auto_preset_follows_the_grids():
 
 
 @pytest.mark.parametrize("options, message", [
-    *[({name: "other"}, f"{name}: 'other' is not one of") for name in (
+    *[({name: "other"}, f"{name} 'other' is not known") for name in (
         "preset", "fr_gate", "norm", "embed_from", "attn_sign", "q_act", "updater", "aggregate", "mask_prior",
         "init_linear",
     )],

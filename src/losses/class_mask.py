@@ -10,10 +10,10 @@ ranks and micro-batches add up to those of the global batch.
 import mindspore as ms
 from mindspore import nn, ops
 
-from src.functional import one_hot, resize_bilinear
+from src.functional import check_choice, one_hot, resize_bilinear
 from src.losses.counts import IGNORE
 from src.losses.cross_entropy import CE_AVERAGES, mean_cross_entropy
-from src.losses.options import check_choice, read_weights
+from src.losses.options import read_weights
 
 WEIGHTS = {"ce": 1.0, "mask": 5.0, "dice": 2.0, "diversity": 0.2}
 MASK_LOSSES = ("focal", "bce")

@@ -6,9 +6,9 @@ Letters: B batch, K classes, h x w output grid, H x W label, M classes at most i
 import mindspore as ms
 from mindspore import nn, ops
 
-from src.functional import resize_bilinear
+from src.functional import check_choice, resize_bilinear
 from src.losses.counts import IGNORE
-from src.losses.options import check_choice, read_weights
+from src.losses.options import read_weights
 
 CE_AVERAGES = ("valid", "all")
 

@@ -1,13 +1,7 @@
-"""Checks of the losses' options, made when a loss is built."""
+"""Check of the losses' weights, made when a loss is built."""
 
 import math
 from collections.abc import Mapping
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError naming the option and the allowed values unless value is one of them."""
-    if value not in allowed:
-        raise ValueError(f"{name} {value!r} is not known; allowed: {', '.join(allowed)}")
 
 
 def read_weights(weights: Mapping[str, float] | None, default: Mapping[str, float]) -> dict[str, float]:

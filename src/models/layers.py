@@ -16,6 +16,8 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import HeUniform, TruncatedNormal, Uniform, initializer
 
+from src.functional import check_choice
+
 INIT_LINEAR = ("fanin", "trunc02")
 NORMS = ("sync_batch", "batch", "group")
 NO_NOISE = np.zeros(0, np.float32)
@@ -100,12 +102,6 @@ def synchronise_norms(network: nn.Cell, devices: int) -> None:
     for _, cell in network.cells_and_names():
         if isinstance(cell, SyncBatchNorm):
             cell.synchronise(devices)
-
-
-def check_choice(argument: str, value, allowed: tuple) -> None:
-    """Raises ValueError unless value is one of the allowed ones."""
-    if value not in allowed:
-        raise ValueError(f"{argument}: {value!r} is not one of {', '.join(map(repr, allowed))}")
 
 
 def init_linear_layers(cell: nn.Cell, name: str) -> None:

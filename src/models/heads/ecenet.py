@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from src.functional import resize_bilinear
+from src.functional import check_choice, resize_bilinear
 from src.models.heads.ecenet_parts import (
     POOL_GRIDS,
     ClassEmbedding,
@@ -23,7 +23,7 @@ from src.models.heads.ecenet_parts import (
     largest_pool_grid,
 )
 from src.models.heads.feature_reconstruction import FeatureReconstruction
-from src.models.layers import check_choice, conv2d, create_norm, init_linear_layers, linear
+from src.models.layers import conv2d, create_norm, init_linear_layers, linear
 
 PRESETS = ("auto", "iso16", "iso8", "pyr", "hierarchical")
 UPDATERS = ("gated", "replace", "add", "none")

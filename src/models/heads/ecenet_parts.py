@@ -9,8 +9,8 @@ import math
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.functional import average_pool_matrix
-from src.models.layers import check_choice, conv2d, create_norm, depthwise3x3, layer_norm, linear
+from src.functional import average_pool_matrix, check_choice
+from src.models.layers import conv2d, create_norm, depthwise3x3, layer_norm, linear
 
 EMBED_FROM = ("layout", "pooled_feature")
 ATTN_SIGNS = ("reversed", "standard")

@@ -5,7 +5,8 @@ Letters: B batch, C channels of the level, m = ratio * C, H x W grid.
 
 from mindspore import nn, ops
 
-from src.models.layers import LayerNorm2d, check_choice, conv2d, create_norm, depthwise3x3, linear
+from src.functional import check_choice
+from src.models.layers import LayerNorm2d, conv2d, create_norm, depthwise3x3, linear
 
 FR_GATES = ("linear", "sigmoid", "one_plus")
 
