@@ -9,6 +9,7 @@ from src import cli, distributed
 from src.config import format_config, load_config_with_sources
 from src.data import create_eval_samples, load_classes
 from src.engine.evaluator import evaluate
+from src.engine.inference import require_fit
 from src.metrics import format_table
 from src.predictor import from_checkpoint, from_mindir
 
@@ -33,6 +34,8 @@ def main() -> None:
     distributed.setup(config.device.target, config.device.mode)
     classes = load_classes(config.data)
     samples = create_eval_samples(config.data)
+    if config.eval.mode == "whole":
+        require_fit(samples.sizes(), config.eval)
     if arguments.checkpoint:
         predictor = from_checkpoint(config, classes, arguments.checkpoint)
     else:

@@ -8,7 +8,6 @@ The model takes a raw uint8 BGR image (1, H, W, 3) of any size, as OpenCV decode
 """
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +56,7 @@ def export(config: Config, source: str, output: Path, kind: str) -> None:
     """Writes the model, loads it again and compares it with the network; raises RuntimeError where they disagree."""
     classes = load_classes(config.data)
     file = checkpoint.weights_file(source)
+    checkpoint.require_classes(file, classes.names)
     build = partial(build_graph, config, len(classes), file, kind)
     info = {
         "kind": kind, "size": json.dumps(config.eval.size), "classes": json.dumps(classes.names),
@@ -101,6 +101,4 @@ def compare(graph: PredictNet, model: MindIR, size: tuple[int, int]) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        sys.argv.append("--help")
     cli.run(main)

@@ -18,11 +18,10 @@ from PIL import Image
 from src import cli, distributed
 from src.config import format_config, load_config_with_sources
 from src.data import load_classes
+from src.data.folder import SUFFIXES
 from src.data.reading import read_image
 from src.log import progress
 from src.predictor import Predictor, from_checkpoint, from_mindir
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def main() -> None:
@@ -42,8 +41,10 @@ def main() -> None:
             return
     if arguments.overrides and not config:
         parser.error(f"{arguments.overrides[0]!r}: settings need --config; a model carries its own")
-    if bool(arguments.model) == bool(arguments.config and arguments.checkpoint):
+    if bool(arguments.model) == bool(arguments.config or arguments.checkpoint):
         parser.error("give either --model, or --config and --checkpoint")
+    if config and not arguments.checkpoint:
+        parser.error("the following arguments are required: --checkpoint")
     if not (arguments.input and arguments.output):
         parser.error("the following arguments are required: --input and --output")
     files = find_images(arguments.input)
@@ -64,9 +65,9 @@ def find_images(inputs: list[str]) -> list[tuple[Path, Path]]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not images:
-                raise FileNotFoundError(f"no images in {path}; looked for {', '.join(IMAGE_SUFFIXES)}")
+                raise FileNotFoundError(f"no images in {path}; looked for {', '.join(SUFFIXES)}")
             found += [(image, image.relative_to(path).with_suffix("")) for image in images]
         elif path.is_file():
             found.append((path, Path(path.stem)))
@@ -79,23 +80,27 @@ def find_images(inputs: list[str]) -> list[tuple[Path, Path]]:
 
 
 def predict_files(predictor: Predictor, files: list[tuple[Path, Path]], output: Path) -> None:
-    """Writes label map and overlay of every image, and the class names."""
+    """Writes label map and overlay of every image, and the class names; ValueError lists images left out."""
     names = {"names": predictor.names, "palette": predictor.palette}
     (output / "classes.json").write_text(json.dumps(names, indent=1))
+    bad: list[str] = []
     with progress(len(files), "predict") as advance:
         for file, name in files:
-            image = read_image(file)
+            advance()
             try:
+                image = read_image(file)
                 label = predictor(image)
             except ValueError as error:
-                raise ValueError(f"{file}: {error}") from error
+                bad.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+                continue
             target = output / name
             target.parent.mkdir(parents=True, exist_ok=True)
             save_label(label, predictor.palette, target.with_name(f"{target.name}_labels.png"))
             overlay = predictor.overlay(image, label)
             cv2.imwrite(str(target.with_name(f"{target.name}_overlay.jpg")), np.ascontiguousarray(overlay[..., ::-1]))
-            advance()
-    print(f"{len(files)} label maps and overlays in {output}")
+    print(f"{len(files) - len(bad)} label maps and overlays in {output}")
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(files)} images were left out:\n  " + "\n  ".join(bad))
 
 
 def save_label(label: np.ndarray, palette, path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.spatial import cKDTree
 
-from src.data.classes import IGNORE
+from src.constants import IGNORE
 from src.data.toy_scenes import TOY_CLASSES, draw_scene
 
 BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0)

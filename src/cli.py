@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def writable(path: str) -> Path:
         raise PermissionError(f"cannot make the folder {file.parent} for {file.name}: {error.strerror}") from error
     if file.is_dir():
         raise FileExistsError(f"{file} is a folder; name a file in it")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise PermissionError(f"cannot write {file}; choose another place or mend its permissions")
+    try:  # only the attempt tells: access bits mean nothing for root, nor in /proc
+        if file.exists():
+            file.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise PermissionError(f"cannot write {file}: {error.strerror}; choose another place") from error
     return file

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import distance_transform_edt
 
-IGNORE = 255
+from src.constants import IGNORE
 
 
 def confusion_matrix(pred: np.ndarray, label: np.ndarray, num_classes: int, ignore_index: int = IGNORE) -> np.ndarray:

@@ -40,6 +40,7 @@ class Predictor:
 def from_checkpoint(config: Config, classes: Classes, path: str | Path) -> Predictor:
     """Predictor of a checkpoint (folder, run folder or .safetensors file) by the settings of `config.eval`."""
     file = checkpoint.weights_file(path)
+    checkpoint.require_classes(file, classes.names)
     make = NetworkLogits(
         partial(create_model, config.model, len(classes)), partial(checkpoint.load_weights, path=file)
     )

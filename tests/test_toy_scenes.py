@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.colour_classifier import best_iou, class_iou, labelled_pixels, lookup_counts, neighbour_counts
-from src.data.classes import IGNORE
+from src.constants import IGNORE
 from src.data.toy_canvas import Street
 from src.data.toy_scenes import (
     BASE_SIZE,

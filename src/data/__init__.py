@@ -10,7 +10,7 @@ from src.data.classes import Classes
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
 from src.data.loader import SampleStream, create_batches
-from src.data.reading import Item, Sample, read_item
+from src.data.reading import Item, Sample, item_size, read_item
 from src.data.transforms import (
     MEAN_PIXEL,
     Transform,
@@ -101,6 +101,10 @@ class EvalSamples:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def sizes(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """(name, (H, W)) of every image, from the headers of the label files."""
+        return ((item.name, item_size(item)) for item in self.items)
 
     def __getitem__(self, i: int) -> tuple[str, Sample]:
         item = self.items[i]

@@ -6,10 +6,12 @@ K is the number of classes; ids are 0 .. K-1, and IGNORE marks pixels without a 
 import colorsys
 from dataclasses import dataclass
 
-IGNORE = 255
+from src.constants import IGNORE
+
 MAX_CLASSES = 255  # ids 0..254 fit a uint8 label beside IGNORE
 
 Colour = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class Classes:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
 
-from src.data.classes import IGNORE, MAX_CLASSES, Classes, Colour, generate_palette, identity_table
+from src.constants import IGNORE
+from src.data.classes import MAX_CLASSES, Classes, Colour, generate_palette, identity_table
 from src.data.reading import FileItem
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -17,13 +17,14 @@ import numpy as np
 from src.data.reading import Item, read_item
 from src.data.transforms import Transform, declared_columns
 
-ORDER_STREAM = 1  # sets the generator of the order apart from those of the samples
+# Second entry of every seed: keeps the generators of samples, order and network noise (engine/train_step.py) apart.
+SAMPLE_STREAM, ORDER_STREAM = 1, 2
 
 
 @lru_cache(maxsize=2)  # batches may reach over the end of an epoch
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the items in one epoch: (count,) indices, not to be written to."""
-    order = np.random.default_rng((seed, epoch, ORDER_STREAM)).permutation(count)
+    order = np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(count)
     order.flags.writeable = False
     return order
 
@@ -57,7 +58,7 @@ class SampleStream:
         position = (self.first + int(i)) * self.world_size + self.rank
         epoch, k = divmod(position, len(self.items))
         item = self.items[permutation(self.seed, epoch, len(self.items))[k]]
-        rng = np.random.default_rng((self.seed, position))
+        rng = np.random.default_rng((self.seed, SAMPLE_STREAM, position))
         sample = read_item(item, self.table)
         try:
             for transform in self.transforms:

@@ -119,6 +119,17 @@ def _ranges(table: dict[int, int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}..{high}" for low, high in parts)
 
 
+def item_size(item: Item) -> tuple[int, int]:
+    """(H, W) of an item without decoding it: of its label file, which no EXIF rotation changes."""
+    if isinstance(item, SceneItem):
+        return item.size
+    try:
+        with Image.open(item.label) as mask:
+            return mask.size[::-1]
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"cannot read label file {item.label} ({error}); copy the file again") from error
+
+
 def read_item(item: Item, table: dict[int, int]) -> Sample:
     """Reads one item: image (H, W, 3) uint8 RGB, label (H, W) uint8 class ids, valid (H, W) uint8 ones.
 

@@ -13,7 +13,7 @@ Letters: H x W image height and width; coordinates and `depth` as in toy_canvas.
 import cv2
 import numpy as np
 
-from src.data.classes import IGNORE
+from src.constants import IGNORE
 from src.data.toy_canvas import GREYS, LEAVES, PAINTS, SKIES, Street, choose, fill, fill_box, fill_disc
 
 TOY_CLASSES: tuple[str, ...] = (

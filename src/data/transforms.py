@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 import cv2
 import numpy as np
 
-from src.data.classes import IGNORE
+from src.constants import IGNORE, MEAN_PIXEL
 from src.data.reading import Sample
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
 CROP_TRIES = 10
-MEAN_PIXEL = (124, 116, 104)  # R, G, B: the ImageNet means, rounded
 LEVELS = np.arange(256, dtype=np.float32)
 HUES = 180  # OpenCV's 8-bit hue counts steps of two degrees
 

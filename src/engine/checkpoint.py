@@ -17,21 +17,28 @@ from safetensors.numpy import save_file
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 LATEST, BEST = "latest", "best"
+CLASSES = "classes"  # metadata of the weights: names and palette of what they were trained for
 
 
-def save_checkpoint(run: Path, step: int, network: nn.Cell, optimizer: nn.Cell, state: dict, best: bool) -> Path:
+def save_checkpoint(
+    run: Path, step: int, network: nn.Cell, optimizer: nn.Cell, state: dict, best: bool, classes: dict | None = None
+) -> Path:
     """Writes the checkpoint of a step, points `latest` (and `best`) at it and removes those that nothing names.
 
-    state: JSON-able facts of the run, kept beside the weights. The folder appears whole or not at all.
+    state: JSON-able facts of the run, kept beside the weights; classes: `names` and `palette`, kept with the weights.
+    The folder appears whole or not at all.
     """
     root = run / "checkpoints"
     final, draft = root / f"step_{step:08d}", root / f"step_{step:08d}.incomplete"
     if draft.exists():
         shutil.rmtree(draft)
     draft.mkdir(parents=True)
-    save_file(parameters_of(network), draft / WEIGHTS, network.weight_metadata())
+    described = {} if classes is None else {CLASSES: json.dumps(classes)}
+    save_file(parameters_of(network), draft / WEIGHTS, {**network.weight_metadata(), **described})
     save_file(parameters_of(optimizer), draft / OPTIMIZER)
-    (draft / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+    for file in (WEIGHTS, OPTIMIZER):
+        (draft / file).chmod(0o644)  # safetensors writes files for the owner alone
+    (draft / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
     if final.exists():
         shutil.rmtree(final)
     os.replace(draft, final)
@@ -55,6 +62,8 @@ def point(link: Path, target: str) -> None:
 def latest_checkpoint(run: Path) -> Path | None:
     """Folder of the run's latest checkpoint, None where there is none."""
     link = run / "checkpoints" / LATEST
+    if link.is_symlink() and not link.exists():
+        raise FileNotFoundError(f"{link} names {os.readlink(link)}, which is gone; restore it, or remove {run}")
     return link.resolve() if link.exists() else None
 
 
@@ -87,13 +96,34 @@ def weights_file(path: str | Path) -> Path:
     raise FileNotFoundError(f"no weights at {path}; looked for {', '.join(map(str, candidates))}")
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a .safetensors file."""
+def require_classes(path: str | Path, names: tuple[str, ...]) -> None:
+    """Raises ValueError where weights say that they were trained for other classes, or the same in another order."""
+    file = weights_file(path)
+    metadata = read_metadata(file)
+    if CLASSES not in metadata:
+        return  # converted from public weights, which name no classes
+    trained = tuple(json.loads(metadata[CLASSES])["names"])
+    if trained != tuple(names):
+        raise ValueError(
+            f"{file} was trained for the {len(trained)} classes {', '.join(trained)}; the data set of the config has "
+            f"the {len(names)} classes {', '.join(names)}; use the config and data that it was trained with"
+        )
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Metadata of a .safetensors file, without its tensors."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable .safetensors file ({error}); write it again") from error
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file."""
+    metadata = read_metadata(path)
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
 def load_weights(network: nn.Cell, path: str | Path) -> Path:

@@ -7,19 +7,19 @@ Letters: K classes, H x W size of the image, h x w size of a resized copy. Sizes
 are uint8 RGB (H, W, 3), logits float32 (K, H, W) at the size of the image that they belong to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 
 import cv2
 import numpy as np
 
 from src.config import EvalConfig
+from src.constants import MEAN_PIXEL
 
 Size = tuple[int, int]
 LogitsOf = Callable[[np.ndarray], np.ndarray]  # image (H, W, 3) uint8 -> logits (K, H, W) float32
 Make = Callable[[Size], LogitsOf]  # network input size -> its logits function; expected to keep what it has made
 
-MEAN_PIXEL = (124, 116, 104)  # R, G, B: the ImageNet means, rounded; near 0 once the network has normalised it
 SIZE_STEP = 32  # sizes of scaled copies are rounded up to this, the largest stride of the backbones
 
 
@@ -78,6 +78,15 @@ def limited_size(size: Size, limits: tuple[int, int] | None) -> Size:
 def scaled_size(size: Size, scale: float) -> Size:
     """The size times the scale, rounded to whole pixels, at least 1 x 1."""
     return tuple(max(1, int(edge * scale + 0.5)) for edge in size)
+
+
+def require_fit(sizes: Iterable[tuple[str, Size]], settings: EvalConfig) -> None:
+    """Raises ValueError for the first of the (name, size) of images that mode whole cannot pad to eval.size."""
+    for name, size in sizes:
+        try:
+            _check_fits(size, limited_size(size, settings.base_size), settings)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _check_fits(original: Size, base: Size, settings: EvalConfig) -> None:

@@ -7,7 +7,10 @@ from ruamel.yaml import YAML
 
 CONFIG = "config.yaml"
 # Settings that may differ when a run goes on: they change neither the samples nor the weights.
-FREE = ("eval.", "device.", "data.workers", "train.log_every", "train.evaluate_every", "train.checkpoint_every")
+FREE = (
+    "output_dir", "eval.", "device.", "data.workers", "train.log_every", "train.evaluate_every",
+    "train.checkpoint_every",
+)  # fmt: skip
 
 
 def open_run(output_dir: str, name: str, config_text: str, create: bool = True) -> Path:

@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from src.engine.optimizer import global_norm
 
-NOISE_STREAM = 1  # keeps the noise's generator apart from those of the samples, which are seeded (seed, position)
+NOISE_STREAM = 3  # keeps the noise's generator apart from those of samples and order (data/loader.py)
 
 
 scale = ops.MultitypeFuncGraph("scale")
@@ -78,12 +78,14 @@ class TrainStep(nn.Cell):
         """One micro-batch.
 
         inputs: the optimiser's numbers of the step; last: bool scalar, whether this micro-batch ends the step;
-        noise (b, n); counts (3,) of the local share of the global batch. Returns (terms of this micro-batch, gradient
-        norm before clipping, 0 unless last).
+        noise (b, n); counts (3,) of the local share of the global batch. Returns (terms of this micro-batch over all
+        devices, gradient norm before clipping, 0 unless last).
         """
         if self.world_size > 1:
             counts = self.all_reduce(counts)
         (_, terms), gradients = self.value_and_grad(noise, counts, *columns)
+        if self.world_size > 1:
+            terms = self.map(self.all_reduce, terms)
         if self.accumulate == 1:
             return terms, self.apply(gradients, inputs)
         norm = ops.zeros((), ms.float32)

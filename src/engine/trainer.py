@@ -1,5 +1,6 @@
 """The training loop: steps, log, evaluation, checkpoints, in that order."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Loop:
     seed: int
     rank: int
     world_size: int
+    classes: dict | None = None  # names and palette, kept with the weights
 
 
 def fit(
@@ -40,7 +42,7 @@ def fit(
     evaluate: Callable[[], dict],
     state: dict,
 ) -> dict:
-    """Trains from loop.first_step to loop.steps; returns the state, with `best_miou` and the last `miou`.
+    """Trains from loop.first_step to loop.steps; returns the state: `step`, `best_miou`, the last `miou`.
 
     rates (steps,): learning rates; count: micro-batches -> counts (3,) for the loss; evaluate: summary of the
     evaluation split with the network's present weights; state: of the checkpoint that the run goes on from, {} if new.
@@ -57,7 +59,9 @@ def fit(
             means.data_ready()
             terms, norm = take_step(loop, network, step_cell, rates, step, group, count(group))
             means.add(terms, norm)
+            require_finite(step, terms, norm)
             done = step + 1
+            state = {**state, "step": done}
             advance(text=f"loss {sum(terms.values()):.3f}")
             if log and (done % loop.log_every == 0 or done == loop.steps):
                 log.write({"kind": "train", "step": done, "lr": float(rates[step]), **means.read()})
@@ -66,7 +70,7 @@ def fit(
             if evaluated:
                 state, best = take_evaluation(state, evaluate(), log, done)
             if loop.rank == 0 and (best or evaluated or done % loop.checkpoint_every == 0):
-                save_checkpoint(loop.run, done, network, step_cell.optimizer, state, best)
+                save_checkpoint(loop.run, done, network, step_cell.optimizer, state, best, loop.classes)
     return state
 
 
@@ -79,13 +83,23 @@ def take_step(loop: Loop, network, step_cell, rates, step: int, group: list[dict
     return run_step(step_cell, step_cell.optimizer.inputs(step, rates[step]), noise, group, counts)
 
 
+def require_finite(step: int, terms: dict[str, float], norm: float) -> None:
+    """Raises ArithmeticError where a loss term or the gradient norm of a step is NaN or infinite."""
+    if not math.isfinite(sum(terms.values()) + norm):
+        raise ArithmeticError(
+            f"step {step + 1}: loss terms {terms}, gradient norm {norm}; the weights are lost, checkpoints before this "
+            "step are not. Lower optimizer.lr, raise optimizer.warmup_steps or set optimizer.clip_norm"
+        )
+
+
 def take_evaluation(state: dict, summary: dict, log: MetricsLog | None, step: int) -> tuple[dict, bool]:
     """The new state after an evaluation, and whether it is the best so far."""
-    best = summary["miou"] > state.get("best_miou", -1.0)
+    best = summary["miou"] is not None and summary["miou"] > state.get("best_miou", -1.0)
     state = {**state, "miou": summary["miou"], **({"best_miou": summary["miou"], "best_step": step} if best else {})}
     if log:
         log.write({"kind": "eval", "step": step, **{key: summary[key] for key in LOGGED}, "iou": ious(summary)})
-        get_console().print(f"step {step}: val mIoU {summary['miou']:.4f}{' (best so far)' if best else ''}")
+        score = "none: no labelled pixel" if summary["miou"] is None else f"{summary['miou']:.4f}"
+        get_console().print(f"step {step}: val mIoU {score}{' (best so far)' if best else ''}")
     return state, best
 
 

@@ -10,8 +10,8 @@ ranks and micro-batches add up to those of the global batch.
 import mindspore as ms
 from mindspore import nn, ops
 
+from src.constants import IGNORE
 from src.functional import check_choice, one_hot, resize_bilinear
-from src.losses.counts import IGNORE
 from src.losses.cross_entropy import CE_AVERAGES, mean_cross_entropy
 from src.losses.options import read_weights
 

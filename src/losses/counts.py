@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-IGNORE = 255
+from src.constants import IGNORE
 
 
 def batch_counts(batch: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -6,8 +6,8 @@ Letters: B batch, K classes, h x w output grid, H x W label, M classes at most i
 import mindspore as ms
 from mindspore import nn, ops
 
+from src.constants import IGNORE
 from src.functional import check_choice, resize_bilinear
-from src.losses.counts import IGNORE
 from src.losses.options import read_weights
 
 CE_AVERAGES = ("valid", "all")

@@ -83,8 +83,11 @@ class SyncBatchNorm(nn.BatchNorm2d):
         mean = self.all_reduce(x.mean((0, 2, 3))) / self.devices  # (C,)
         centred = x - mean.reshape(1, -1, 1, 1)
         variance = self.all_reduce(ops.square(centred).mean((0, 2, 3))) / self.devices
-        ops.assign(self.moving_mean, self.momentum * self.moving_mean + (1 - self.momentum) * mean)
-        ops.assign(self.moving_variance, self.momentum * self.moving_variance + (1 - self.momentum) * variance)
+        # As nn.BatchNorm2d: its `momentum` is the share of the new value, and it keeps the unbiased variance.
+        count = x.shape[0] * x.shape[2] * x.shape[3] * self.devices
+        unbiased = variance * (count / (count - 1))
+        ops.assign(self.moving_mean, (1 - self.momentum) * self.moving_mean + self.momentum * mean)
+        ops.assign(self.moving_variance, (1 - self.momentum) * self.moving_variance + self.momentum * unbiased)
         scale = self.gamma * ops.rsqrt(variance + self.eps)
         return centred * scale.reshape(1, -1, 1, 1) + self.beta.reshape(1, -1, 1, 1)
 
@@ -98,10 +101,20 @@ def create_norm(name: str, channels: int) -> nn.Cell:
 
 
 def synchronise_norms(network: nn.Cell, devices: int) -> None:
-    """Makes every SyncBatchNorm of the network take its statistics over `devices` devices."""
+    """Makes every SyncBatchNorm of the network take its statistics over `devices` devices.
+
+    Raises ValueError for plain batch normalisation on several devices: each would keep running statistics of its own.
+    """
+    if devices == 1:
+        return
     for _, cell in network.cells_and_names():
         if isinstance(cell, SyncBatchNorm):
             cell.synchronise(devices)
+        elif isinstance(cell, nn.BatchNorm2d):
+            raise ValueError(
+                f"norm 'batch' on {devices} devices: each keeps running statistics of its own, so that evaluation and "
+                "checkpoints differ between them; use model.head.norm=sync_batch (or group)"
+            )
 
 
 def init_linear_layers(cell: nn.Cell, name: str) -> None:

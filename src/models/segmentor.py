@@ -26,6 +26,11 @@ class Segmentor(nn.Cell):
         self.std = Tensor(np.array(std, np.float32).reshape(1, 3, 1, 1))
         self.backbone_columns = len(backbone.noise_rates)
         self.noise_rates = np.concatenate([backbone.noise_rates, head.noise_rates])
+        if (self.noise_rates < 0).any() or (self.noise_rates >= 1).any():
+            raise ValueError(
+                f"drop rates from {self.noise_rates.min():g} to {self.noise_rates.max():g}; model.backbone.drop_path "
+                "and model.head.dropout must be at least 0 and below 1"
+            )
 
     def construct(self, image, noise=None):
         """image (B, 3, H, W) uint8 or float32 in 0..255, noise (B, n) or None -> dict with `logits` (B, K, h, w)."""
