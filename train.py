@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from src import cli, distributed
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
@@ -15,13 +16,13 @@ from src.data import create_eval_samples, create_train_batches, load_classes
 from src.engine import checkpoint
 from src.engine.evaluator import evaluate
 from src.engine.graphs import NetworkLogits
-from src.engine.inference import predict_label
+from src.engine.inference import predict_label, require_fit
 from src.engine.optimizer import create_optimizer, learning_rates
 from src.engine.run_folder import open_run
 from src.engine.train_step import TrainStep
 from src.engine.trainer import Loop, fit
 from src.log import get_console, silence_other_ranks
-from src.losses import create_loss
+from src.losses import check_outputs, create_loss
 from src.losses.counts import batch_counts
 from src.models import create_model
 from src.models.layers import synchronise_norms
@@ -43,20 +44,25 @@ def main() -> None:
 
 def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
     """Trains as configured; returns the state after the last step, with `miou` and `best_miou`."""
-    run = open_run(config.output_dir, config.name, config_to_yaml(config), create=rank == 0)
     ms.set_seed(config.seed)
     classes = load_classes(config.data)
-    samples = create_eval_samples(config.data, rank, world_size)
     network = create_model(config.model, len(classes), config.data.crop_size)
     synchronise_norms(network, world_size)
+    warn_of_single_images(network, config.train.batch_size * world_size)
+    loss = create_loss(config.loss, len(classes))
+    check_outputs(network.head, loss)
+    samples = create_eval_samples(config.data, rank, world_size)
+    if config.eval.mode == "whole":
+        require_fit(samples.sizes(), config.eval)
+    run = open_run(config.output_dir, config.name, config_to_yaml(config), create=rank == 0)
     optimizer = create_optimizer(network, config.optimizer)
-    state = start(config, run, network, optimizer)
+    state = start(config, run, network, optimizer, classes)
     first_step, settings = state.get("step", 0), config.train
     if first_step >= settings.steps:
         get_console().print(f"{run}: all {settings.steps} steps are done")
         return state
     step_cell = TrainStep(
-        network, create_loss(config.loss, len(classes)), optimizer, COLUMNS,
+        network, loss, optimizer, COLUMNS,
         clip_norm=config.optimizer.clip_norm, accumulate=settings.accumulate, world_size=world_size,
     )  # fmt: skip
     per_step = settings.batch_size * settings.accumulate  # samples of this rank
@@ -69,15 +75,23 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
         run=run, steps=settings.steps, first_step=first_step, batch_size=settings.batch_size,
         accumulate=settings.accumulate, log_every=settings.log_every, evaluate_every=settings.evaluate_every,
         checkpoint_every=settings.checkpoint_every, seed=config.seed, rank=rank, world_size=world_size,
+        classes={"names": classes.names, "palette": classes.palette},
     )  # fmt: skip
     validate = create_validation(config, network, classes, samples, rank, world_size)
     return fit(loop, network, step_cell, rates(config), batches, count, validate, state)
 
 
-def start(config: Config, run: Path, network, optimizer) -> dict:
+def warn_of_single_images(network, images: int) -> None:
+    """Says so where batch normalisation would take its statistics over one image."""
+    if images == 1 and any(isinstance(cell, nn.BatchNorm2d) for _, cell in network.cells_and_names()):
+        get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")
+
+
+def start(config: Config, run: Path, network, optimizer, classes) -> dict:
     """Loads the first that exists: the run's latest checkpoint, pretrained weights; returns the checkpoint's state."""
     latest = checkpoint.latest_checkpoint(run)
     if latest:
+        checkpoint.require_classes(latest, classes.names)
         state = checkpoint.restore(latest, network, optimizer)
         get_console().print(f"going on from {latest}, step {state['step']}")
         return state
@@ -110,6 +124,8 @@ def create_validation(config: Config, network, classes, samples, rank: int, worl
     )
     predict = partial(predict_label, settings=config.eval, make=make, num_classes=len(classes))
     all_reduce = distributed.sum_counts if world_size > 1 else None
+    if len(samples):  # settings that do not fit the images are refused now, not after hours
+        evaluate(predict, [samples[0]], classes, config.eval.boundary_radius, progress=False)
 
     def validate() -> dict:
         make.refresh()

@@ -143,12 +143,31 @@ def test_auto_preset_follows_the_grids():
     ({"num_heads": 3}, "channels 8 is not a multiple of num_heads 3"),
     ({"fr_ratio": 0.1}, "fr_ratio 0.1 of 8 channels gives 0"),
     ({"grids": FALLING, "preset": "iso8"}, "needs levels of one grid"),
+    ({"preset": "hierarchical"}, "'hierarchical' with ghost_up needs falling grids.*use 'iso16'"),
+    ({"channels": 0}, "channels is 0; give at least 1"),
+    ({"num_heads": 0}, "num_heads is 0; give at least 1"),
+    ({"pool_ratio": 0.0}, "pool_ratio is 0.0; give a number above 0"),
     ({"grids": EQUAL[:3], "in_channels": (8,) * 3, "preset": "pyr"}, "needs 4 levels, got 3"),
 ])  # fmt: skip
 def test_wrong_arguments(options, message):
     arguments = {"in_channels": (8,) * 4, "grids": EQUAL, "num_classes": 5, "channels": 8, "num_heads": 2}
     with pytest.raises(ValueError, match=message):
         ECENetHead(**{**arguments, **options})
+
+
+@pytest.mark.parametrize(("grids", "options", "steps"), [
+    (EQUAL[:2], {"ghost_up": False}, (0, 0)),
+    (EQUAL[:1], {}, (0,)),
+    (((1, 1),) * 2, {}, (0, 1)),
+])  # fmt: skip
+def test_equal_grids_that_hierarchical_takes(grids, options, steps):
+    head = ECENetHead((8,) * len(grids), grids, 5, channels=8, preset="hierarchical", **options)
+    assert (head.preset, head.ghost_steps) == ("hierarchical", steps)
+
+
+def test_fcn_head_needs_channels():
+    with pytest.raises(ValueError, match="channels is 0; give at least 1"):
+        FCNHead((8,), EQUAL[:1], 5, channels=0)
 
 
 class Logits(nn.Cell):

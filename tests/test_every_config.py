@@ -33,7 +33,7 @@ def test_experiment_builds(path: Path):
 
 def test_wrong_arguments_name_their_place():
     config = load_config(ROOT / "config/ecenet/vit_tiny_camvid.yaml", ["model.head.chanels=64"])
-    with pytest.raises(ValueError, match=r"model\.head \(ecenet\).*chanels.*it takes .*channels"):
+    with pytest.raises(ValueError, match=r"model\.head \(ecenet\).*chanels.*It takes .*channels"):
         create_model(config.model, CLASSES, (320, 320))
     config = load_config(ROOT / "config/ecenet/vit_tiny_camvid.yaml", ["model.backbone.name=vit_tinny"])
     with pytest.raises(ValueError, match="unknown backbone 'vit_tinny'.*did you mean 'vit_tiny'"):

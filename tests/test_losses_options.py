@@ -61,15 +61,15 @@ def test_batch_counts_by_hand():
     ("loss", "words"),
     [
         ({"name": "class_masks"}, ["unknown loss 'class_masks'", "class_mask", "cross_entropy"]),
-        ({"name": "class_mask", "x": 1}, ["loss (class_mask): unexpected argument 'x'; allowed: weights, mask_loss"]),
+        ({"name": "class_mask", "x": 1}, ["loss (class_mask): unexpected argument 'x'. It takes weights, mask_loss"]),
         ({"name": "cross_entropy", "mask_loss": "bce"}, ["loss (cross_entropy): unexpected argument 'mask_loss'"]),
         ({"name": "class_mask", "num_classes": 3}, ["unexpected argument 'num_classes'"]),
         ({"name": "class_mask", "weights": {"mas": 1.0}}, ["unknown term 'mas'", "ce, mask, dice, diversity"]),
         ({"name": "class_mask", "weights": {"mask": -1.0}}, ["weights.mask is -1.0", "at least 0"]),
-        ({"name": "class_mask", "weights": {"mask": "5"}}, ["weights.mask is '5'"]),
+        ({"name": "class_mask", "weights": {"mask": "5"}}, ["weights is {'mask': '5'}, wanted dict[str, float]"]),
         ({"name": "class_mask", "weights": {"mask": float("nan")}}, ["weights.mask is nan"]),
         ({"name": "class_mask", "weights": OFF}, ["weights are all 0", "ce, mask, dice, diversity"]),
-        ({"name": "class_mask", "weights": [1.0, 5.0]}, ["[1.0, 5.0] is not a mapping", "'dice': 2.0"]),
+        ({"name": "class_mask", "weights": [1.0, 5.0]}, ["weights is [1.0, 5.0], wanted dict[str, float] or null"]),
     ],
     ids=str,
 )

@@ -1,11 +1,11 @@
 """From the `data` section of a config to classes, training batches and evaluation samples."""
 
-import inspect
 from collections.abc import Iterator
 
 import numpy as np
 
 from src.config import DataConfig, lookup
+from src.config_options import check_options
 from src.data.classes import Classes
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
@@ -36,16 +36,10 @@ def load_classes(data: DataConfig) -> Classes:
 
 
 def load_items(data: DataConfig, split: str) -> list[Item]:
-    """The items of one split; raises ValueError for options that the data set does not have."""
+    """The items of one split; raises ValueError for options that the data set does not take."""
     items, _ = lookup(DATASETS, data.dataset, "data set")
-    known = [name for name in inspect.signature(items).parameters if name not in ("root", "split")]
-    unknown = [name for name in data.options if name not in known]
-    if unknown:
-        raise ValueError(
-            f"data.options ({data.dataset}): unknown option {', '.join(map(repr, unknown))}; "
-            f"known: {', '.join(known) or 'none'}"
-        )
-    return items(data.root, split, **data.options)
+    options = check_options(f"data.options ({data.dataset})", items, data.options, positional=2)
+    return items(data.root, split, **options)
 
 
 def train_transforms(

@@ -1,21 +1,22 @@
 """Losses by name, from their part of the configuration.
 
 A loss is a Cell `construct(outputs, batch, counts) -> terms`: a tuple of float32 scalars, already weighted, whose sum
-is differentiated; `loss.terms` names them. (Graph mode differentiates tuples reliably, dicts not.) counts (3,) float32
-are those of `batch_counts`, added up over the whole global batch.
+is differentiated; `loss.terms` names them, and `loss.needs` the keys of outputs that it reads. (Graph mode
+differentiates tuples reliably, dicts not.) counts (3,) float32 are those of `batch_counts`, added up over the whole
+global batch.
 """
 
-import inspect
 from typing import Any
 
 from mindspore import nn
 
 from src.config import lookup
+from src.config_options import construct
 from src.losses.class_mask import ClassMaskLoss
 from src.losses.counts import batch_counts
 from src.losses.cross_entropy import CrossEntropyLoss
 
-__all__ = ["LOSSES", "batch_counts", "create_loss"]
+__all__ = ["LOSSES", "batch_counts", "check_outputs", "create_loss"]
 
 LOSSES = {"cross_entropy": CrossEntropyLoss, "class_mask": ClassMaskLoss}
 
@@ -27,12 +28,18 @@ def create_loss(loss: dict[str, Any], num_classes: int) -> nn.Cell:
     """
     builder = lookup(LOSSES, loss["name"], "loss")
     options = {key: value for key, value in loss.items() if key != "name"}
-    allowed = [name for name in inspect.signature(builder).parameters if name != "num_classes"]
-    for key in options:
-        if key not in allowed:
-            place = f"loss ({loss['name']})"
-            raise ValueError(f"{place}: unexpected argument {key!r}; allowed: {', '.join(allowed)}")
-    try:
-        return builder(num_classes, **options)
-    except ValueError as error:
-        raise ValueError(f"loss ({loss['name']}): {error}") from error
+    return construct(f"loss ({loss['name']})", builder, options, num_classes)
+
+
+def check_outputs(head: nn.Cell, loss: nn.Cell) -> None:
+    """Raises ValueError unless the head gives (`head.outputs`) all that the loss reads (`loss.needs`)."""
+    missing = [key for key in loss.needs if key not in head.outputs]
+    if not missing:
+        return
+    names = {cell: name for name, cell in LOSSES.items()}
+    fitting = [name for name, cell in LOSSES.items() if set(cell.needs) <= set(head.outputs)]
+    raise ValueError(
+        f"loss {names.get(type(loss), type(loss).__name__)!r} needs {', '.join(missing)}, which the head does not give "
+        f"(it gives {', '.join(head.outputs)}); use loss {' or '.join(fitting)}, or a head that gives them instead of "
+        f"{type(head).__name__}"
+    )

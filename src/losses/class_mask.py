@@ -46,6 +46,8 @@ class ClassMaskLoss(nn.Cell):
         ce_avg: see `mean_cross_entropy`.
     """
 
+    needs: tuple[str, ...] = ("logits", "masks", "finest_mask", "diverse")  # keys of outputs
+
     def __init__(
         self, num_classes: int, *, weights: dict[str, float] | None = None, mask_loss: str = "focal",
         mask_targets: str = "present", mask_sup: str = "all_but_finest", mask_ignore: str = "exclude",

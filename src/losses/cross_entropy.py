@@ -22,6 +22,8 @@ class CrossEntropyLoss(nn.Cell):
         ce_avg: see `mean_cross_entropy`.
     """
 
+    needs: tuple[str, ...] = ("logits",)  # keys of outputs
+
     def __init__(self, num_classes: int, *, weights: dict[str, float] | None = None, ce_avg: str = "valid") -> None:
         super().__init__()
         check_choice("ce_avg", ce_avg, CE_AVERAGES)

@@ -1,8 +1,7 @@
 """Networks by name, from their part of the configuration."""
 
-import inspect
-
 from src.config import ModelConfig, lookup
+from src.config_options import construct
 from src.models.backbones.swin import SwinTransformer, swin_base, swin_large, swin_small, swin_tiny
 from src.models.backbones.vit import VisionTransformer, vit_base, vit_large, vit_small, vit_tiny
 from src.models.heads.ecenet import ECENetHead
@@ -28,7 +27,7 @@ HEADS = {"ecenet": ECENetHead, "fcn": FCNHead}
 def create_model(model: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> Segmentor:
     """The network of a configuration for images of `image_size` (H, W), with fresh weights.
 
-    Raises ValueError for unknown names and for arguments that the backbone or head does not take.
+    Raises ValueError for unknown names and for arguments that the backbone or head does not take or allow.
     """
     backbone = build("model.backbone", BACKBONES, model.backbone, tuple(image_size))
     head = build("model.head", HEADS, model.head, backbone.channels, backbone.grids, num_classes)
@@ -37,20 +36,6 @@ def create_model(model: ModelConfig, num_classes: int, image_size: tuple[int, in
 
 def build(key: str, table: dict, settings: dict, *args):
     """Calls the builder that `settings["name"]` names with args and the other settings as keyword arguments."""
-    kind = key.rsplit(".", 1)[-1]
-    builder = lookup(table, settings["name"], kind)
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name != "name"}
-    try:
-        inspect.signature(builder).bind(*args, **options)
-    except TypeError as error:
-        raise ValueError(f"{key} ({settings['name']}): {error}; {accepted(builder, len(args))}") from error
-    try:
-        return builder(*args, **options)
-    except TypeError as error:  # a builder that forwards its keyword arguments to the network's constructor
-        raise ValueError(f"{key} ({settings['name']}): {error}") from error
-
-
-def accepted(builder, positional: int) -> str:
-    """The keyword arguments of a builder, for an error message."""
-    names = [name for name in inspect.signature(builder).parameters if name not in ("self", "kwargs")]
-    return f"it takes {', '.join(names[positional:])}"
+    builder = lookup(table, settings["name"], key.rsplit(".", 1)[-1])
+    options = {name: value for name, value in settings.items() if name != "name"}
+    return construct(f"{key} ({settings['name']})", builder, options, *args)

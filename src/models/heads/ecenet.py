@@ -53,6 +53,8 @@ class ECENetHead(nn.Cell):
         init_linear: see `init_linear_layers`.
     """
 
+    outputs: tuple[str, ...] = ("logits", "masks", "finest_mask", "diverse")
+
     def __init__(
         self, in_channels: tuple[int, ...], grids: tuple[tuple[int, int], ...], num_classes: int, *,
         channels: int = 256, num_heads: int = 4, preset: str = "auto", fr: bool = True, fr_gate: str = "linear",
@@ -62,28 +64,20 @@ class ECENetHead(nn.Cell):
         init_linear: str = "fanin",
     ) -> None:  # fmt: skip
         super().__init__()
-        for name, value, allowed in (
-            ("preset", preset, PRESETS), ("updater", updater, UPDATERS), ("mask_prior", mask_prior, MASK_PRIORS),
-            ("aggregate", aggregate, AGGREGATES),
-        ):  # fmt: skip
-            check_choice(name, value, allowed)
-        levels = len(in_channels)
-        rounds = levels - 1 if num_rounds is None else num_rounds
-        if not 0 <= rounds < levels:
-            raise ValueError(f"num_rounds {rounds}: {levels} levels allow 0 to {levels - 1}")
-        if channels % num_heads:
-            raise ValueError(f"channels {channels} is not a multiple of num_heads {num_heads}")
-        self.levels, self.channels, self.num_classes = levels, channels, num_classes
+        check_switches(preset=preset, updater=updater, mask_prior=mask_prior, aggregate=aggregate)
+        self.levels, self.channels, self.num_classes = len(in_channels), channels, num_classes
+        rounds = self.levels - 1 if num_rounds is None else num_rounds
+        check_sizes(self.levels, rounds, channels, num_heads, pool_ratio)
         self.aggregate, self.mask_prior, self.updater, self.fr = aggregate, mask_prior, updater, fr
-        self.first_round = levels - 1 - rounds  # index of the finest level that attends
+        self.first_round = self.levels - 1 - rounds  # index of the finest level that attends
         self.noise_rates = np.full(channels, dropout, np.float32)
-        self.preset = resolve_preset(preset, grids)
+        self.preset = resolve_preset(preset, grids, ghost_up)
         self.in_channels = tuple(in_channels)
         if self.preset == "pyr":
             self.neck = PyramidNeck(in_channels[0], norm)
             grids = pyramid_grids(grids[0])
         self.grids = tuple(grids)
-        self.ghost_steps = ghost_steps(self.preset, levels, ghost_up)
+        self.ghost_steps = ghost_steps(self.preset, self.levels, ghost_up)
         self.output_grid = tuple(side * (2 if self.preset == "iso8" else 1) for side in self.grids[0])
 
         if fr:
@@ -92,25 +86,37 @@ class ECENetHead(nn.Cell):
             )
         self.laterals = nn.CellList([conv2d(c, channels, 1, bias=False) for c in in_channels])
         self.class_mask = ClassMask(channels, num_classes, num_heads)
-        sides = (*POOL_GRIDS, largest_pool_grid(num_classes, pool_ratio))
-        embedded = self.grids[self.first_round :] if updater != "none" else self.grids[-1:]
-        self.embeddings = nn.CellList([ClassEmbedding(grid, channels, sides, embed_from) for grid in embedded])
-        attending = range(self.first_round, levels - 1)
+        self.create_embeddings(embed_from, pool_ratio)
+        attending = range(self.first_round, self.levels - 1)
         self.attentions = nn.CellList(
             [SemanticsAttention(channels, num_heads, attn_sign=attn_sign, q_act=q_act) for _ in attending]
         )
         if updater == "gated":
             self.updaters = nn.CellList([EmbeddingUpdater(channels) for _ in attending])
-        used = self.ghost_steps if aggregate == "concat" else self.ghost_steps[:1]
+        self.create_fusion(norm)
+        self.create_classifier(init_linear)
+
+    def create_embeddings(self, embed_from: str, pool_ratio: float) -> None:
+        """Class embeddings of the coarsest level and, unless they are never updated, of every level that attends."""
+        sides = (*POOL_GRIDS, largest_pool_grid(self.num_classes, pool_ratio))
+        embedded = self.grids[self.first_round :] if self.updater != "none" else self.grids[-1:]
+        self.embeddings = nn.CellList([ClassEmbedding(grid, self.channels, sides, embed_from) for grid in embedded])
+
+    def create_fusion(self, norm: str) -> None:
+        """Upsampling of the aggregated levels, and the convolution over them."""
+        used = self.ghost_steps if self.aggregate == "concat" else self.ghost_steps[:1]
         self.ghosts = nn.CellList(
-            [nn.SequentialCell(*[GhostUpsample(channels, norm) for _ in range(steps)]) if steps else nn.Identity()
-             for steps in used]
+            [nn.SequentialCell(*[GhostUpsample(self.channels, norm) for _ in range(n)]) if n else nn.Identity()
+             for n in used]
         )  # fmt: skip
-        self.fusion = conv2d(channels * len(used), channels, 3, bias=False)
-        self.fusion_norm = create_norm(norm, channels)
-        self.classifier = conv2d(channels, num_classes, 1)
-        if mask_prior != "none":
-            self.confidence = linear(channels, num_classes)
+        self.fusion = conv2d(self.channels * len(used), self.channels, 3, bias=False)
+        self.fusion_norm = create_norm(norm, self.channels)
+
+    def create_classifier(self, init_linear: str) -> None:
+        """Pixel classifier and class confidences, the last layers; then the initial values of all linear layers."""
+        self.classifier = conv2d(self.channels, self.num_classes, 1)
+        if self.mask_prior != "none":
+            self.confidence = linear(self.channels, self.num_classes)
         init_linear_layers(self, init_linear)
         self.classifier.weight.set_data(initializer(Normal(0.01), self.classifier.weight.shape, ms.float32))
         self.classifier.bias.set_data(initializer("zeros", self.classifier.bias.shape, ms.float32))
@@ -210,7 +216,27 @@ def sum_maps(maps):
     return total
 
 
-def resolve_preset(preset: str, grids: tuple[tuple[int, int], ...]) -> str:
+def check_switches(**values: str) -> None:
+    """Raises ValueError for an unknown value of preset, updater, mask_prior or aggregate."""
+    allowed = {"preset": PRESETS, "updater": UPDATERS, "mask_prior": MASK_PRIORS, "aggregate": AGGREGATES}
+    for name, value in values.items():
+        check_choice(name, value, allowed[name])
+
+
+def check_sizes(levels: int, rounds: int, channels: int, num_heads: int, pool_ratio: float) -> None:
+    """Raises ValueError for sizes that no head has."""
+    if not 0 <= rounds < levels:
+        raise ValueError(f"num_rounds {rounds}: {levels} levels allow 0 to {levels - 1}")
+    for name, value in (("channels", channels), ("num_heads", num_heads)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; give at least 1")
+    if channels % num_heads:
+        raise ValueError(f"channels {channels} is not a multiple of num_heads {num_heads}")
+    if not pool_ratio > 0.0:
+        raise ValueError(f"pool_ratio is {pool_ratio}; give a number above 0 (released: 1.0)")
+
+
+def resolve_preset(preset: str, grids: tuple[tuple[int, int], ...], ghost_up: bool) -> str:
     """The preset that `auto` means for these grids, after checking that the grids allow it."""
     equal = len(set(grids)) == 1
     if preset == "auto":
@@ -219,6 +245,9 @@ def resolve_preset(preset: str, grids: tuple[tuple[int, int], ...]) -> str:
         raise ValueError(f"preset {preset!r} needs levels of one grid, got {grids}; use 'hierarchical'")
     if preset == "pyr" and len(grids) != 4:
         raise ValueError(f"preset 'pyr' needs 4 levels, got {len(grids)}; use 'iso16' or 'iso8'")
+    # Ghost upsampling would double maps that then shrink again. Falling grids, too, can all be 1 x 1: they round up.
+    if preset == "hierarchical" and equal and len(grids) > 1 and ghost_up and tuple(grids[0]) != (1, 1):
+        raise ValueError(f"preset 'hierarchical' with ghost_up needs falling grids, got {grids}; use 'iso16'")
     return preset
 
 

@@ -22,11 +22,15 @@ class FCNHead(nn.Cell):
         dropout: rate of whole channels before the classifier.
     """
 
+    outputs: tuple[str, ...] = ("logits",)
+
     def __init__(
         self, in_channels: tuple[int, ...], grids: tuple[tuple[int, int], ...], num_classes: int, *,
         channels: int = 256, norm: str = "sync_batch", dropout: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels is {channels}; give at least 1")
         self.output_grid, self.num_classes, self.channels = tuple(grids[0]), num_classes, channels
         self.fusion = conv2d(sum(in_channels), channels, 3, bias=False)
         self.fusion_norm = create_norm(norm, channels)
