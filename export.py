@@ -11,7 +11,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 
 from src import cli, distributed
@@ -61,7 +60,7 @@ def export(config: Config, source: str, output: Path, kind: str) -> None:
     info = {
         "kind": kind, "size": json.dumps(config.eval.size), "classes": json.dumps(classes.names),
         "palette": json.dumps(classes.palette), "config": config_to_yaml(config), "weights": file.name,
-        "weights_sha256": file_hash(file), "mindspore": ms.__version__,
+        "weights_sha256": file_hash(file),
         "input": "uint8 BGR image (1, H, W, 3), any H and W",
         "output": "uint8 label map (1, H, W)" if kind == "labels" else "float32 logits (1, K, H, W)",
     }  # fmt: skip

@@ -6,9 +6,7 @@ Goes on from the latest checkpoint of the run's folder, output_dir/name, where t
 from functools import partial
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
-from mindspore import nn
 
 from src import cli, distributed
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
@@ -25,7 +23,7 @@ from src.log import get_console, silence_other_ranks
 from src.losses import check_outputs, create_loss
 from src.losses.counts import batch_counts
 from src.models import create_model
-from src.models.layers import synchronise_norms
+from src.models.layers import has_batch_norm, synchronise_norms
 
 COLUMNS = ("image", "label", "valid", "present")
 
@@ -44,11 +42,12 @@ def main() -> None:
 
 def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
     """Trains as configured; returns the state after the last step, with `miou` and `best_miou`."""
-    ms.set_seed(config.seed)
+    distributed.set_seed(config.seed)
     classes = load_classes(config.data)
     network = create_model(config.model, len(classes), config.data.crop_size)
     synchronise_norms(network, world_size)
-    warn_of_single_images(network, config.train.batch_size * world_size)
+    if config.train.batch_size * world_size == 1 and has_batch_norm(network):
+        get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
     samples = create_eval_samples(config.data, rank, world_size)
@@ -79,12 +78,6 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
     )  # fmt: skip
     validate = create_validation(config, network, classes, samples, rank, world_size)
     return fit(loop, network, step_cell, rates(config), batches, count, validate, state)
-
-
-def warn_of_single_images(network, images: int) -> None:
-    """Says so where batch normalisation would take its statistics over one image."""
-    if images == 1 and any(isinstance(cell, nn.BatchNorm2d) for _, cell in network.cells_and_names()):
-        get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")
 
 
 def start(config: Config, run: Path, network, optimizer, classes) -> dict:

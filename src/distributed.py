@@ -50,3 +50,8 @@ def sum_counts(counts: np.ndarray) -> np.ndarray:
     pieces = (counts.astype(np.int64).view(np.uint64)[..., None] >> PIECE_SHIFTS) & PIECE_MASK
     sums = _Sum()(Tensor(pieces.astype(np.float32))).asnumpy().astype(np.uint64)
     return (sums << PIECE_SHIFTS).sum(-1, dtype=np.uint64).view(np.int64)
+
+
+def set_seed(seed: int) -> None:
+    """Seeds the draws of initial weights."""
+    ms.set_seed(seed)

@@ -97,11 +97,11 @@ def run_once(tmp_path_factory):
         cells = []
         make = train.TrainStep
         patch.setattr(train, "TrainStep", lambda *args, **options: cells.append(make(*args, **options)) or cells[-1])
-        train.train(config)
+        state = train.train(config)
         run.rename(root / "whole")
         interrupted.rename(run)
-        train.train(config)
-    assert steps == [3, 6, 6]
+        assert train.train(config) == state
+    assert steps == [3, 6, 6] and state["step"] == 6
     return config, root / "whole", run, cells
 
 

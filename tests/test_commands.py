@@ -7,12 +7,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mindspore import Tensor
 from PIL import Image
 
 from src.config import load_config
 from src.data.toy_scenes import TOY_CLASSES, TOY_PALETTE, draw_scene
-from src.engine.graphs import file_hash
+from src.engine import checkpoint
+from src.engine.graphs import MindIR, file_hash
+from src.engine.inference import resize_maps
 from src.log import read_metrics
+from src.models import create_model
 from tests.commands import refuse, succeed
 
 CONFIG = """\
@@ -104,10 +108,21 @@ def test_exported_models_give_the_same_numbers(run, resized, kind):
     assert scores(run.evaluate("--model", model, name=kind)) == scores(resized)
 
 
+def test_the_served_graph_is_the_network_on_rgb(run):
+    config = load_config(run.config)
+    network = create_model(config.model, len(TOY_CLASSES), (64, 96))
+    checkpoint.load_weights(network, run.checkpoint)
+    network.set_train(False)
+    image, _ = draw_scene(5, 3, (64, 96))
+    maps = network(Tensor(image.transpose(2, 0, 1)[None].copy()))["logits"].asnumpy()[0]
+    served = MindIR(run.logits).make((64, 96))(image)
+    np.testing.assert_allclose(served, resize_maps(maps, (64, 96)), atol=1e-4)
+
+
 def test_windows_of_an_exported_model_give_the_same_numbers(run, resized):
-    checkpoint = run.evaluate("--checkpoint", run.checkpoint, *SLIDE, name="slide")
+    ours = run.evaluate("--checkpoint", run.checkpoint, *SLIDE, name="slide")
     model = run.evaluate("--model", run.logits, *SLIDE, name="slide_model")
-    assert scores(model) == scores(checkpoint) != scores(resized)
+    assert scores(model) == scores(ours) != scores(resized)
     assert model["eval"]["mode"] == "slide" and model["eval"]["stride"] == [64, 80]
     assert model["source"] == str(run.logits)
 
@@ -162,14 +177,14 @@ SIZES = {"photo": (120, 90), "grey": (70, 101), "nested/photo": (64, 96)}
 
 
 def test_predictions_of_model_and_checkpoint_are_equal(run, pictures):
-    model, checkpoint = run.root / "from_model", run.root / "from_checkpoint"
+    model, other = run.root / "from_model", run.root / "from_checkpoint"
     text = succeed("predict.py", "--model", run.labels, "--input", pictures, "--output", model)
     assert "3 label maps and overlays" in text
     source = ("--config", run.config, "--checkpoint", run.checkpoint)
-    succeed("predict.py", *source, "--input", pictures, "--output", checkpoint)
+    succeed("predict.py", *source, "--input", pictures, "--output", other)
     found = set()
     for name, size in SIZES.items():
-        files = [folder / f"{name}_labels.png" for folder in (model, checkpoint)]
+        files = [folder / f"{name}_labels.png" for folder in (model, other)]
         assert files[0].read_bytes() == files[1].read_bytes()
         picture = Image.open(files[0])
         assert picture.mode == "P" and picture.size == size[::-1]

@@ -2,6 +2,7 @@
 
 import json
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -75,7 +76,7 @@ def test_served_graph_is_the_network_behind_colour_order_and_resizing():
 def test_description_travels_in_the_file(tmp_path):
     file = tmp_path / "model.mindir"
     export_mindir(build("vit", "fcn", "labels"), file, {"kind": "labels", **INFO})
-    assert read_info(file) == {"kind": "labels", **INFO}
+    assert read_info(file) == {"kind": "labels", **INFO, "mindspore": ms.__version__}
     model = MindIR(file)
     assert (model.size, model.names, model.palette[2]) == (SIZE, tuple("abcde"), (2, 2, 2))
     with pytest.raises(ValueError, match="--kind logits"):

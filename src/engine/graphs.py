@@ -87,14 +87,14 @@ class MindIR:
 
 
 def export_mindir(graph: PredictNet, path: str | Path, info: dict[str, str]) -> None:
-    """Writes a PredictNet as MindIR, with `info` in the file's user_info; an existing file is replaced."""
+    """Writes a PredictNet as MindIR, `info` and MindSpore's version in its user_info; an existing file is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.incomplete.mindir")
     draft.unlink(missing_ok=True)
 
     def add_info(model) -> None:
-        for key, value in info.items():
+        for key, value in {**info, "mindspore": ms.__version__}.items():
             model.user_info[key] = value
 
     image = Tensor(shape=[1, None, None, 3], dtype=ms.uint8)

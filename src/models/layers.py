@@ -100,6 +100,11 @@ def create_norm(name: str, channels: int) -> nn.Cell:
     return SyncBatchNorm(channels) if name == "sync_batch" else nn.BatchNorm2d(channels, eps=1e-5, momentum=0.9)
 
 
+def has_batch_norm(network: nn.Cell) -> bool:
+    """Whether any layer of the network takes statistics over the batch."""
+    return any(isinstance(cell, nn.BatchNorm2d) for _, cell in network.cells_and_names())
+
+
 def synchronise_norms(network: nn.Cell, devices: int) -> None:
     """Makes every SyncBatchNorm of the network take its statistics over `devices` devices.
 
