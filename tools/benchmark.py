@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator
 from itertools import islice, repeat
 from pathlib import Path
 
-import mindspore as ms
-import mindspore.dataset as ds
-import numpy as np
-from mindspore import nn
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import src  # noqa: E402, F401  (before MindSpore, whose log level it sets)
+
+# isort: split
+import mindspore as ms  # noqa: E402
+import mindspore.dataset as ds  # noqa: E402
+import numpy as np  # noqa: E402
+from mindspore import nn  # noqa: E402
 
 from src import cli, distributed  # noqa: E402
 from src.config import Config, format_config, load_config_with_sources  # noqa: E402
