@@ -1,0 +1,53 @@
+"""Refusals that keep a long run from ending in a silently wrong result."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from predict import predict_files
+from src.engine.checkpoint import CLASSES, WEIGHTS, require_classes
+from src.engine.trainer import require_finite
+from src.models.layers import create_norm, synchronise_norms
+from src.predictor import Predictor
+
+
+def test_weights_of_other_classes_are_refused(tmp_path):
+    described = {CLASSES: json.dumps({"names": ["road", "sky"], "palette": [[0, 0, 0], [1, 1, 1]]})}
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / WEIGHTS, described)
+    require_classes(tmp_path, ("road", "sky"))
+    for names in (("sky", "road"), ("road", "sky", "car")):
+        with pytest.raises(ValueError, match="trained for the 2 classes road, sky; the data set of the config has"):
+            require_classes(tmp_path, names)
+
+
+def test_weights_that_name_no_classes_are_accepted(tmp_path):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / WEIGHTS)
+    require_classes(tmp_path, ("road",))
+
+
+@pytest.mark.parametrize("terms, norm", [({"ce": math.nan}, 1.0), ({"ce": 1.0}, math.inf), ({"ce": math.inf}, 1.0)])
+def test_a_step_that_is_not_finite_stops_the_run(terms, norm):
+    require_finite(4, {"ce": 1.0}, 1.0)
+    with pytest.raises(ArithmeticError, match="step 5"):
+        require_finite(4, terms, norm)
+
+
+def test_plain_batch_norm_is_refused_on_several_devices():
+    synchronise_norms(create_norm("batch", 4), 1)
+    with pytest.raises(ValueError, match="norm=sync_batch"):
+        synchronise_norms(create_norm("batch", 4), 2)
+
+
+def test_a_bad_image_is_named_and_the_others_are_labelled(tmp_path):
+    Image.new("L", (9, 7)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    predictor = Predictor(lambda image: np.zeros(image.shape[:2], np.uint8), ("road",), ((1, 2, 3),), {})
+    files = [(tmp_path / f"{name}.png", tmp_path / "out" / name) for name in ("bad", "good")]
+    with pytest.raises(ValueError, match="1 of 2 images were left out:\n.*bad.png"):
+        predict_files(predictor, files, tmp_path)
+    labels = Image.open(tmp_path / "out" / "good_labels.png")
+    assert (labels.mode, labels.size) == ("P", (9, 7))
