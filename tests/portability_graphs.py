@@ -1,0 +1,145 @@
+"""Operators of the graphs of tiny networks, for test_portability.py.
+
+Run as a program, because MindSpore reads the variables below once, at its first compilation:
+python -m tests.portability_graphs CASE... prints {case: {"inference": [...], "training": [...], "selected": [...]}}.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+DUMPS = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_DUMP_IR_PASSES": "validate,kernel_select"}  # and MS_DEV_SAVE_GRAPHS_PATH
+B = 2
+
+# name: (backbone, head, options of the head, loss or None for the exported graph alone, optimiser, options of the step)
+CASES = {
+    "vit-ecenet": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
+    "vit-ecenet-pyr": ("vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, None, {}, {}),
+    "swin-ecenet": ("swin", "ecenet", {"norm": "sync_batch", "num_rounds": 1}, "class_mask", {"name": "sgd"}, {}),
+    "vit-fcn": ("vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"}, {"accumulate": 2, "clip_norm": 1.0}),
+    "swin-fcn": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
+}  # fmt: skip
+SLOW_CASES = {
+    "vit-ecenet-pyr-step": (
+        "vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, "class_mask", {"name": "sgd", "momentum": 0.9}, {},
+    ),
+    "vit-ecenet-iso8": ("vit", "ecenet", {"preset": "iso8", "updater": "add"}, "class_mask", {"name": "adamw"}, {}),
+    "vit-ecenet-last": (
+        "vit", "ecenet", {"mask_prior": "full", "aggregate": "last"}, "class_mask", {"name": "sgd"}, {},
+    ),
+    "vit-ecenet-plain": (
+        "vit", "ecenet", {"fr": False, "updater": "replace", "mask_prior": "none", "ghost_up": False}, "class_mask",
+        {"name": "adamw"}, {"accumulate": 2},
+    ),
+    "swin-ecenet-none": (
+        "swin", "ecenet", {"updater": "none", "fr_gate": "sigmoid", "num_rounds": 1}, "cross_entropy",
+        {"name": "adamw"}, {},
+    ),
+}  # fmt: skip
+
+
+def graphs_of(case: str, folder: Path, target: str = "GPU") -> dict[str, set[str]]:
+    """Operators of one case, built for `target` (GPU, Ascend or CPU) and compiled on CPU.
+
+    inference: the exported MindIR. training: the step as it leaves MindSpore's frontend, which is the same for every
+    device. selected: the same step after kernels for CPU have been selected. `folder` is that of the dumps; it is
+    emptied. Here and nowhere else formulations that depend on the device are chosen.
+    """
+    import mindspore as ms
+
+    from src.engine.graphs import export_mindir
+    from src.engine.predict_net import PredictNet
+    from tests.tiny import SIZE, tiny_step
+
+    if target != "CPU":
+        ms.set_context(enable_graph_kernel=False)  # fused kernels exist for one device only
+    _, _, _, loss, optimizer, options = (CASES | SLOW_CASES)[case]
+    exported = folder / "model.mindir"
+    export_mindir(PredictNet(build(case).set_train(False), SIZE, "labels"), exported, {"kind": "labels"})
+    inference = primitives_of_mindir(exported)
+    if loss is None:
+        return {"inference": inference, "training": set(), "selected": set()}
+    for file in folder.rglob("*.*"):
+        file.unlink()
+    network = build(case)
+    compile_step(tiny_step(network, loss, optimizer, **options), network.noise_rates)
+    return {
+        "inference": inference,
+        "training": primitives_of_dumps(folder, "*_validate_*.ir"),
+        "selected": primitives_of_dumps(folder, "*_after_kernel_select_*.ir"),
+    }
+
+
+def build(case: str):
+    """The network of a case; `pyr` wants four levels of the backbone, and one shifted block of Swin is enough."""
+    from tests import tiny
+
+    backbone, head, options = (CASES | SLOW_CASES)[case][:3]
+    levels = 4 if options.get("preset") == "pyr" else 2
+    tiny.BACKBONES["vit"].update(depth=levels, taps=list(range(1, levels + 1)))
+    tiny.BACKBONES["swin"].update(depths=[1, 1, 1, 1] if head == "fcn" else [2, 1, 1, 1])
+    return tiny.tiny_network(backbone, head, **options)
+
+
+def compile_step(step, rates) -> None:
+    """Compiles a train step for a batch of B images, without running it."""
+    import numpy as np
+    from mindspore import Tensor
+
+    from src.engine.train_step import draw_noise
+    from src.losses import batch_counts
+    from tests.tiny import COLUMNS, draw_batch
+
+    batch = draw_batch(B)
+    arrays = [step.optimizer.inputs(0, 0.1), True, draw_noise(rates, 0, 0, B)[0], batch_counts(batch)]
+    step.compile(*[Tensor(np.asarray(array)) for array in [*arrays, *[batch[name] for name in COLUMNS]]])
+
+
+def primitives_of_mindir(path: Path) -> set[str]:
+    """Types of the operators of an exported file, those of its functions included."""
+    from mindspore.train import mind_ir_pb2
+
+    model = mind_ir_pb2.ModelProto()
+    model.ParseFromString(path.read_bytes())
+    types = {primitive.name: primitive.op_type for primitive in model.primitives}
+    nodes = [node.op_type for graph in (model.graph, *model.functions) for node in graph.node]
+    return {types[name.removeprefix("REF::")] for name in nodes if name != "Constant"}
+
+
+def primitives_of_dumps(folder: Path, pattern: str) -> set[str]:
+    """Names of the operators in all printed graphs that fit the pattern; FileNotFoundError where there are none."""
+    files = list(folder.rglob(pattern))
+    if not files:
+        raise FileNotFoundError(f"{folder}: MindSpore printed no graph {pattern}; it printed {os.listdir(folder)}")
+    return set().union(*(primitives_of_text(file.read_text(encoding="utf-8")) for file in files))
+
+
+def primitives_of_text(text: str) -> set[str]:
+    """Names of the operators in a printed graph; ValueError for a node that is neither an operator nor a call."""
+    names = set()
+    for line in text.splitlines():
+        if not re.match(r"\s+%\d+\(", line):
+            continue
+        node = re.match(r"\s+%\d+\([^)]*\) = (?:(?:PrimFunc_)?([A-Za-z_]\w*)\(|%\d+\[|call @)", line)
+        if node is None:
+            raise ValueError(f"cannot read this node of a printed graph: {line.strip()[:200]}")
+        names.add(node.group(1))
+    return names - {None}
+
+
+def main(cases: list[str]) -> None:
+    """Prints the operators of the cases as JSON, in the last line."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(DUMPS, MS_DEV_SAVE_GRAPHS_PATH=folder)
+        from src import distributed
+
+        distributed.setup("CPU", "graph")
+        found = {case: graphs_of(case, Path(folder)) for case in cases}
+    print(json.dumps(found, default=sorted))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
