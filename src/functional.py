@@ -56,6 +56,33 @@ def resize_bilinear(x, size):
     return x
 
 
+@ms.ops.constexpr
+def _broadcasts() -> bool:
+    return ms.get_context("device_target") != "CPU"
+
+
+def spread(x, shape):
+    """x repeated along its axes of length 1 to `shape`, of equal rank, before an element-wise operator.
+
+    On CPU an operator that broadcasts takes five times as long as one that does not, and holds two 8-byte indices for
+    each of its elements as long as the graph lives. Elsewhere broadcasting is free, and x is returned as it is.
+    """
+    if _broadcasts():
+        return x
+    repeats = ()
+    for i in range(len(shape)):
+        repeats += (shape[i] // x.shape[i],)
+    return ops.tile(x, repeats)
+
+
+def mean_positions(x):
+    """Mean of every channel over the positions, (B, C, H, W) -> (B, C), as a product: fast with its gradient."""
+    b, c, height, width = x.shape
+    return ops.matmul(x.reshape(b * c, height * width), ops.ones((height * width, 1), x.dtype)).reshape(b, c) / (
+        height * width
+    )
+
+
 def one_hot(index, depth):
     """One-hot (..., depth) float32 of an integer tensor; an index outside [0, depth), such as 255, gives zeros."""
     return (index.expand_dims(-1) == ops.arange(depth)).astype(ms.float32)

@@ -12,7 +12,7 @@ from mindspore import nn, ops
 
 from src.constants import IGNORE
 from src.functional import check_choice, one_hot, resize_bilinear
-from src.losses.cross_entropy import CE_AVERAGES, mean_cross_entropy
+from src.losses.cross_entropy import MeanCrossEntropy
 from src.losses.options import read_weights
 
 WEIGHTS = {"ce": 1.0, "mask": 5.0, "dice": 2.0, "diversity": 0.2}
@@ -43,7 +43,7 @@ class ClassMaskLoss(nn.Cell):
         div_norm: per-level divisor of the diversity: C (`half` of the level's channels), 2C (`full`), or the `min` of C
             and the number of positions.
         div_reduce: `mean` or `sum` over levels.
-        ce_avg: see `mean_cross_entropy`.
+        ce_avg: see `MeanCrossEntropy`.
     """
 
     needs: tuple[str, ...] = ("logits", "masks", "finest_mask", "diverse")  # keys of outputs
@@ -58,7 +58,6 @@ class ClassMaskLoss(nn.Cell):
             ("mask_loss", mask_loss, MASK_LOSSES), ("mask_targets", mask_targets, MASK_TARGETS),
             ("mask_sup", mask_sup, MASK_SUPERVISIONS), ("mask_ignore", mask_ignore, MASK_IGNORES),
             ("div_norm", div_norm, DIVERSITY_NORMS), ("div_reduce", div_reduce, DIVERSITY_REDUCTIONS),
-            ("ce_avg", ce_avg, CE_AVERAGES),
         ):  # fmt: skip
             check_choice(name, value, allowed)
         self.terms = tuple(WEIGHTS)
@@ -67,8 +66,9 @@ class ClassMaskLoss(nn.Cell):
         self.ce_weight, self.mask_weight = merged["ce"], merged["mask"]
         self.dice_weight, self.diversity_weight = merged["dice"], merged["diversity"]
         self.num_classes, self.mask_targets, self.mask_sup = num_classes, mask_targets, mask_sup
-        self.mask_ignore, self.div_norm, self.div_reduce, self.ce_avg = mask_ignore, div_norm, div_reduce, ce_avg
+        self.mask_ignore, self.div_norm, self.div_reduce = mask_ignore, div_norm, div_reduce
         self.focal = mask_loss == "focal"
+        self.mean_cross_entropy = MeanCrossEntropy(ce_avg)
         self.mask_sums = MaskSums(self.focal)
         self.position_softmax = PositionSoftmax()
 
@@ -82,7 +82,7 @@ class ClassMaskLoss(nn.Cell):
         """
         ce = mask = dice = diversity = ops.zeros((), ms.float32)
         if self.ce_weight > 0.0:
-            ce = mean_cross_entropy(outputs["logits"], batch["label"], counts, self.ce_avg)
+            ce = self.mean_cross_entropy(outputs["logits"], batch["label"], counts)
         if self.mask_weight > 0.0 or self.dice_weight > 0.0:
             maps = self.supervised(outputs["masks"], outputs["finest_mask"])
             mask, dice = self.mask_terms(maps, batch["label"], batch["present"], counts)
@@ -176,6 +176,7 @@ class MaskSums(nn.Cell):
     def __init__(self, focal: bool) -> None:
         super().__init__()
         self.focal = focal
+        self.tile = ops.Tile()
 
     def construct(self, scores, target, counted):
         """scores, target (B, M, N), target 0 or 1; counted (B, 1, N), 1 where a pixel takes part.
@@ -200,8 +201,11 @@ class MaskSums(nn.Cell):
         rest = 1.0 - error
         # dl/dz = e * slope and de/dz = e * rest
         slope = error * (2.0 * (rest * entropy) + error) if self.focal else 1.0
-        loss_weight = ops.matmul(dout[0].expand_dims(-1), counted) + target * dout[1].expand_dims(-1)
-        error_weight = ops.matmul(dout[2].expand_dims(-1), counted) + target * dout[3].expand_dims(-1)
+        columns = (1, 1, scores.shape[2])
+        loss_weight = ops.matmul(dout[0].expand_dims(-1), counted)
+        loss_weight = loss_weight + target * self.tile(dout[1].expand_dims(-1), columns)
+        error_weight = ops.matmul(dout[2].expand_dims(-1), counted)
+        error_weight = error_weight + target * self.tile(dout[3].expand_dims(-1), columns)
         gradient = error * (loss_weight * slope + error_weight * rest)
         gradient = gradient - 2.0 * (gradient * target)  # dz/dscore is -1 on the target
         # Not zeros_like: a custom gradient that calls Python functions with branches breaks other compilations.
@@ -211,6 +215,10 @@ class MaskSums(nn.Cell):
 class PositionSoftmax(nn.Cell):
     """Softmax over the last axis, with the row sums of its gradient as a product with ones."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.tile = ops.Tile()
+
     def construct(self, x):
         """(B, C, N) -> (B, C, N)."""
         return ops.softmax(x, -1)
@@ -218,7 +226,7 @@ class PositionSoftmax(nn.Cell):
     def bprop(self, x, out, dout):
         """Gradient s * (g - sum(s g)) of shares s for the gradient g."""
         product = out * dout
-        return (product - out * sum_last(product).expand_dims(-1),)
+        return (product - out * self.tile(sum_last(product).expand_dims(-1), (1, 1, out.shape[2])),)
 
 
 def class_targets(label, ids):

@@ -16,17 +16,36 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import HeUniform, TruncatedNormal, Uniform, initializer
 
-from src.functional import check_choice
+from src.functional import check_choice, spread
+from src.models import plain, written
 
 INIT_LINEAR = ("fanin", "trunc02")
 NORMS = ("sync_batch", "batch", "group")
 NO_NOISE = np.zeros(0, np.float32)
 
 
+def on_cpu() -> bool:
+    """Whether cells are built from `written.py`, made for CPU, or from `plain.py` and MindSpore's own layers."""
+    return ms.get_context("device_target") == "CPU"
+
+
 def linear(in_width: int, out_width: int, bias: bool = True) -> nn.Dense:
     """Linear layer over the last axis: (..., in_width) -> (..., out_width)."""
     bound = 1.0 / math.sqrt(in_width)
-    return nn.Dense(in_width, out_width, HeUniform(math.sqrt(5)), Uniform(bound), has_bias=bias)
+    cell = written.Linear if on_cpu() else nn.Dense
+    return cell(in_width, out_width, HeUniform(math.sqrt(5)), Uniform(bound), has_bias=bias)
+
+
+def gelu() -> nn.Cell:
+    """Exact GELU."""
+    return written.Gelu() if on_cpu() else nn.GELU(approximate=False)
+
+
+def attention_core(head_width: int, biased: bool = False) -> nn.Cell:
+    """See AttentionCore and BiasedAttentionCore."""
+    if biased:
+        return written.BiasedAttentionCore(head_width) if on_cpu() else plain.BiasedAttentionCore()
+    return written.AttentionCore(head_width) if on_cpu() else plain.AttentionCore()
 
 
 def conv2d(
@@ -48,6 +67,8 @@ def depthwise3x3(channels: int, bias: bool = True) -> nn.Conv2d:
 
 def layer_norm(width: int, epsilon: float = 1e-5) -> nn.LayerNorm:
     """LayerNorm over the last axis."""
+    if on_cpu():
+        return written.LayerNorm(width, epsilon)
     return nn.LayerNorm((width,), epsilon=epsilon)
 
 
@@ -143,7 +164,7 @@ def add_residual(x, branch, noise, column: int):
     """x + branch for tokens (B, N, D), with drop path by the noise column when noise is given."""
     if noise is None:
         return x + branch
-    return x + branch * keep_column(noise, column)
+    return x + branch * spread(keep_column(noise, column), branch.shape)
 
 
 class Mlp(nn.Cell):
@@ -153,15 +174,16 @@ class Mlp(nn.Cell):
         super().__init__()
         self.fc1 = linear(width, hidden)
         self.fc2 = linear(hidden, width)
+        self.gelu = gelu()
 
     def construct(self, x):
-        return self.fc2(ops.gelu(self.fc1(x), approximate="none"))
+        return self.fc2(self.gelu(self.fc1(x)))
 
 
 class Attention(nn.Cell):
-    """Multi-head self-attention (B, N, D) -> (B, N, D), with an optional bias that broadcasts to (B, h, N, N)."""
+    """Multi-head self-attention (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, biased: bool = False) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"attention width {width} is not a multiple of num_heads {num_heads}")
@@ -169,21 +191,18 @@ class Attention(nn.Cell):
         self.scale = self.head_width**-0.5
         self.qkv = linear(width, 3 * width)
         self.proj = linear(width, width)
-        self.similarity = ops.BatchMatMul(transpose_b=True)
-        self.weigh = ops.BatchMatMul()
+        self.core = attention_core(self.head_width, biased)
 
     def split_heads(self, x):
         """(B, N, D) -> (B, h, N, d)."""
         b, n, _ = x.shape
         return x.reshape(b, n, self.num_heads, self.head_width).transpose(0, 2, 1, 3)
 
-    def construct(self, x, bias=None):
+    def construct(self, x, *biases):
+        """x (B, N, D); biases: what the core takes besides queries, keys and values."""
         b, n, width = x.shape
         q, k, v = ops.split(self.qkv(x), width, 2)
-        score = self.similarity(self.split_heads(q) * self.scale, self.split_heads(k))  # (B, h, N, N)
-        if bias is not None:
-            score = score + bias
-        mixed = self.weigh(ops.softmax(score, -1), self.split_heads(v))  # (B, h, N, d)
+        mixed = self.core(self.split_heads(q) * self.scale, self.split_heads(k), self.split_heads(v), *biases)[0]
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(b, n, width))
 
 

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.functional import spread
 from src.models.backbones.vit import resize_position_embedding
 
 
@@ -34,7 +35,7 @@ class Segmentor(nn.Cell):
 
     def construct(self, image, noise=None):
         """image (B, 3, H, W) uint8 or float32 in 0..255, noise (B, n) or None -> dict with `logits` (B, K, h, w)."""
-        image = (image.astype(ms.float32) - self.mean) / self.std
+        image = (image.astype(ms.float32) - spread(self.mean, image.shape)) / spread(self.std, image.shape)
         if noise is None:
             return self.head(self.backbone(image))
         split = self.backbone_columns

@@ -62,7 +62,7 @@ class WindowLayout(NamedTuple):
 
     slots: np.ndarray  # (G n,) int32, token of each slot, N for padding
     tokens: np.ndarray  # (N,) int32, slot of each token
-    mask: Tensor | None  # (G, 1, n, n), None without shift
+    mask: Tensor  # (G, 1, n, n), G = 1 without shift
 
 
 def window_layout(grid: tuple[int, int], window: int, shift: int) -> WindowLayout:
@@ -72,7 +72,9 @@ def window_layout(grid: tuple[int, int], window: int, shift: int) -> WindowLayou
     plane[:height, :width] = np.arange(height * width).reshape(grid)
     slots = split_windows(np.roll(plane, (-shift, -shift), (0, 1)), window).reshape(-1)
     tokens = np.argsort(slots, kind="stable")[: height * width].astype(np.int32)
-    return WindowLayout(slots, tokens, Tensor(shift_mask(grid, window, shift)) if shift else None)
+    n = window * window
+    mask = shift_mask(grid, window, shift) if shift else np.zeros((1, 1, n, n), np.float32)
+    return WindowLayout(slots, tokens, Tensor(mask))
 
 
 class Rearrange(nn.Cell):
@@ -94,19 +96,17 @@ class Rearrange(nn.Cell):
 
 
 class WindowAttention(Attention):
-    """Self-attention in windows (B G, n, D) with a learned bias by relative position; mask (G, 1, n, n) or None."""
+    """Self-attention in windows (B G, n, D) with a learned bias by relative position; mask (G, 1, n, n)."""
 
     def __init__(self, width: int, num_heads: int, window: int) -> None:
-        super().__init__(width, num_heads)
+        super().__init__(width, num_heads, biased=True)
         table = initializer(TruncatedNormal(0.02), ((2 * window - 1) ** 2, num_heads), ms.float32)
         self.relative_position_bias_table = Parameter(table)
         self.position_index = Tensor(relative_position_index(window))
 
-    def construct(self, windows, mask=None):
+    def construct(self, windows, mask):
         bias = ops.gather(self.relative_position_bias_table, self.position_index, 0).transpose(2, 0, 1)  # (h, n, n)
-        if mask is not None:
-            bias = ops.tile(bias + mask, (windows.shape[0] // mask.shape[0], 1, 1, 1))  # (B G, h, n, n)
-        return super().construct(windows, bias)
+        return super().construct(windows, bias, mask)
 
 
 class SwinBlock(nn.Cell):

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
+from src.functional import spread
 from src.models.layers import Attention, Mlp, add_residual, init_linear_layers, layer_norm, linear, linear_rates
 
 PATCH = 16
@@ -93,7 +94,7 @@ class VisionTransformer(nn.Cell):
         b = x.shape[0]
         if self.class_token:
             x = ops.concat((ops.broadcast_to(self.cls_token, (b, 1, self.width)), x), 1)
-        x = x + self.pos_embed
+        x = x + spread(self.pos_embed, x.shape)
         features = ()
         for i in range(self.depth):
             x = self.blocks[i](x, noise)

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from src.functional import check_choice, resize_bilinear
+from src.functional import check_choice, resize_bilinear, spread
 from src.models.heads.ecenet_parts import (
     POOL_GRIDS,
     ClassEmbedding,
@@ -139,7 +139,7 @@ class ECENetHead(nn.Cell):
         enhanced, masks, embedding = self.refine(laterals)
         fused = self.fuse(enhanced)
         if noise is not None:
-            fused = fused * noise.expand_dims(-1).expand_dims(-1)
+            fused = fused * spread(noise.expand_dims(-1).expand_dims(-1), fused.shape)
         logits = self.classifier(fused)
         resized = ()
         for mask in masks:
@@ -185,7 +185,7 @@ class ECENetHead(nn.Cell):
         share = ops.sigmoid(total_mask)
         if self.mask_prior == "diag":
             diagonal = (confidence * ops.eye(self.num_classes, self.num_classes, ms.float32)).sum(-1)
-            return diagonal.expand_dims(-1).expand_dims(-1) * share
+            return spread(diagonal.expand_dims(-1).expand_dims(-1), share.shape) * share
         b, k, height, width = share.shape
         return ops.matmul(confidence.transpose(0, 2, 1), share.reshape(b, k, -1)).reshape(b, k, height, width)
 

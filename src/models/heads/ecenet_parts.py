@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.functional import average_pool_matrix, check_choice
-from src.models.layers import conv2d, create_norm, depthwise3x3, layer_norm, linear
+from src.models.layers import attention_core, conv2d, create_norm, depthwise3x3, gelu, layer_norm, linear
 
 EMBED_FROM = ("layout", "pooled_feature")
 ATTN_SIGNS = ("reversed", "standard")
@@ -112,8 +112,9 @@ class SemanticsAttention(nn.Cell):
         self.mlp_expand = conv2d(channels, 4 * channels, 1)
         self.mlp_depthwise = depthwise3x3(4 * channels)
         self.mlp_reduce = conv2d(4 * channels, channels, 1)
-        self.similarity = ops.BatchMatMul(transpose_b=True)
-        self.weigh = ops.BatchMatMul()
+        self.gelu = gelu()
+        self.core = attention_core(self.head_width)
+        self.product = ops.BatchMatMul()
 
     def query(self, tokens, height, width):
         """Normalised pixels (B, N, E) -> queries (B, E, H, W)."""
@@ -129,12 +130,11 @@ class SemanticsAttention(nn.Cell):
         q = self.query(self.norm_pixel(tokens), height, width).reshape(b, e, n) * d**-0.5
         key, value = ops.split(self.key_value(self.norm_class(embedding)), e, 2)  # (B, K, E) each
         # The mean over heads of the per-head products is one product over all of E, divided by h.
-        mask = self.weigh(key, q) / heads  # (B, K, N)
+        mask = self.product(key, q) / heads  # (B, K, N)
         key = key.reshape(b, k, heads, d).transpose(0, 2, 1, 3)  # (B, h, K, d)
         value = value.reshape(b, k, heads, d).transpose(0, 2, 1, 3)
         q = q.reshape(b, heads, d, n).transpose(0, 1, 3, 2)  # (B, h, N, d)
-        weight = ops.softmax(self.similarity(q, key) * self.sign, -1)  # (B, h, N, K)
-        read = self.weigh(weight, value).transpose(0, 2, 1, 3).reshape(b, n, e)
+        read = self.core(q * self.sign, key, value)[0].transpose(0, 2, 1, 3).reshape(b, n, e)
         tokens = tokens + self.proj(read)
         return self.feed_forward(tokens, height, width), mask.reshape(b, k, height, width)
 
@@ -142,7 +142,7 @@ class SemanticsAttention(nn.Cell):
         """Residual convolutional MLP: tokens (B, N, E) -> map (B, E, H, W)."""
         b, n, e = tokens.shape
         hidden = self.norm_mlp(tokens).transpose(0, 2, 1).reshape(b, e, height, width)
-        hidden = ops.gelu(self.mlp_depthwise(self.mlp_expand(hidden)), approximate="none")
+        hidden = self.gelu(self.mlp_depthwise(self.mlp_expand(hidden)))
         return tokens.transpose(0, 2, 1).reshape(b, e, height, width) + self.mlp_reduce(hidden)
 
     def count_macs(self, positions: int, num_classes: int) -> int:

@@ -5,7 +5,7 @@ Letters: B batch, C channels of the level, m = ratio * C, H x W grid.
 
 from mindspore import nn, ops
 
-from src.functional import check_choice
+from src.functional import check_choice, mean_positions, spread
 from src.models.layers import LayerNorm2d, conv2d, create_norm, depthwise3x3, linear
 
 FR_GATES = ("linear", "sigmoid", "one_plus")
@@ -42,12 +42,12 @@ class FeatureReconstruction(nn.Cell):
     def construct(self, x):
         intrinsic = self.intrinsic_norm(self.intrinsic(x))  # (B, m, H, W)
         diverse = self.diverse_norm(self.diverse(intrinsic))
-        gate = self.gate_expand(ops.relu(self.gate_reduce(diverse.mean((2, 3)))))  # (B, m)
+        gate = self.gate_expand(ops.relu(self.gate_reduce(mean_positions(diverse))))  # (B, m)
         if self.gate == "sigmoid":
             gate = ops.sigmoid(gate)
         elif self.gate == "one_plus":
             gate = 1.0 + gate
-        diverse = diverse * gate.expand_dims(-1).expand_dims(-1)
+        diverse = diverse * spread(gate.expand_dims(-1).expand_dims(-1), diverse.shape)
         return self.norm(self.combine(ops.concat((diverse, intrinsic), 1))), diverse
 
     def count_macs(self, positions: int) -> int:

@@ -1,0 +1,165 @@
+"""Bias, LayerNorm, GELU and attention with gradients written out for MindSpore's CPU kernels.
+
+What is slow there, and avoided: sums along an axis (one thread; products with ones take their place), erf, the kernels
+of the gradients of GELU, softmax, LayerNorm and bias, and element-wise operators that broadcast (`functional.spread`
+says why). docs/performance.md has the times.
+
+A `bprop` consists of operators only, `ops.Tile` and not `ops.tile`: one that calls Python functions spoils later
+compilations of a process (2.10).
+
+Letters: M rows, D width, B batch, h heads, N tokens, d width of a head, G windows of a map.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+INVERSE_ROOT_2PI = 0.3989422804014327
+# The normal distribution Phi(x) = sigmoid(x p(x^2)): p of least largest error of x Phi(x), 6.6e-8, which is below
+# float32's rounding; beyond |x| = 6.5 the sigmoid is 0 or 1. Not by tanh, whose kernel on CPU is off by up to 1e-4.
+P0, P1, P2, P3 = 1.5957685367814192, 0.07266829834213001, -6.605348227058765e-05, -0.00011054674969952262
+P4, P5, P6 = 7.948138275254933e-06, -2.675661975086919e-07, 3.6278500450669004e-09
+
+
+class AddBias(nn.Cell):
+    """Rows (M, D) plus a bias (D,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add = ops.BiasAdd()
+        self.product = ops.MatMul()
+
+    def construct(self, x, bias):
+        return self.add(x, bias)
+
+    def bprop(self, x, bias, out, dout):
+        return dout, self.product(ops.ones((1, dout.shape[0]), ms.float32), dout).reshape(bias.shape)
+
+
+class Linear(nn.Dense):
+    """nn.Dense, whose bias gets its gradient as a product."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.product = ops.MatMul(transpose_b=True)
+        self.add_bias = AddBias()
+
+    def construct(self, x):
+        """(..., in_channels) -> (..., out_channels)."""
+        y = self.product(x.reshape(-1, self.in_channels), self.weight)
+        if self.has_bias:
+            y = self.add_bias(y, self.bias)
+        return y.reshape(x.shape[:-1] + (self.out_channels,))
+
+
+class Gelu(nn.Cell):
+    """Exact GELU x Phi(x), to float32 rounding, of a tensor of any shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.with_factor = GeluWithFactor()
+
+    def construct(self, x):
+        return self.with_factor(x)[0]
+
+
+class GeluWithFactor(nn.Cell):
+    """x Phi(x), and for the gradient Phi(x)."""
+
+    def construct(self, x):
+        square = x * x
+        p = (((((P6 * square + P5) * square + P4) * square + P3) * square + P2) * square + P1) * square + P0
+        factor = ops.sigmoid(x * p)
+        return x * factor, factor
+
+    def bprop(self, x, out, dout):
+        density = INVERSE_ROOT_2PI * ops.exp(-0.5 * (x * x))
+        return (dout[0] * (out[1] + x * density),)
+
+
+class LayerNorm(nn.Cell):
+    """LayerNorm over the last axis, of width D; parameters as nn.LayerNorm has them."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.width = width
+        self.gamma = Parameter(np.ones(width, np.float32))
+        self.beta = Parameter(np.zeros(width, np.float32))
+        self.normalise = NormaliseRows(epsilon)
+
+    def construct(self, x):
+        return self.normalise(x.reshape(-1, self.width), self.gamma, self.beta)[0].reshape(x.shape)
+
+
+class NormaliseRows(nn.Cell):
+    """LayerNorm of rows (M, D) with gamma, beta (D,): the result, and for the gradient means and variances (M, 1)."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.norm = ops.LayerNorm(1, 1, epsilon)
+        self.product, self.tile = ops.MatMul(), ops.Tile()
+
+    def construct(self, x, gamma, beta):
+        return self.norm(x, gamma, beta)
+
+    def bprop(self, x, gamma, beta, out, dout):
+        gradient, inverse = dout[0], ops.rsqrt(out[2] + self.epsilon)
+        rows, width = x.shape
+        centred = x - self.tile(out[1], (1, width))
+        product = gradient * centred
+        weight = gamma.reshape(-1, 1) * (1.0 / width)
+        mean = self.product(gradient, weight)  # of gradient * gamma
+        slope = inverse * inverse * self.product(product, weight)
+        scaled = gradient * self.tile(gamma.reshape(1, -1), (rows, 1))
+        rest = scaled - self.tile(mean, (1, width)) - centred * self.tile(slope, (1, width))
+        dgamma = self.product(inverse.reshape(1, -1), product)
+        dbeta = self.product(ops.ones((1, rows), ms.float32), gradient)
+        return self.tile(inverse, (1, width)) * rest, dgamma.reshape(gamma.shape), dbeta.reshape(beta.shape)
+
+
+class AttentionCore(nn.Cell):
+    """softmax(q k^T) v of queries, keys and values (B, h, N, d) -> (B, h, N, d), and for the gradient the softmax.
+
+    The gradient of the scores, p * (dp - sum(p dp)), takes one element-wise operator on arrays of the scores' size:
+    sum(p dp) = sum(out dout), and the difference is the product of [dout, -sum(out dout)] and [v, 1].
+    """
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        self.similarity = ops.BatchMatMul(transpose_b=True)
+        self.weigh = ops.BatchMatMul()
+        self.gather = ops.BatchMatMul(transpose_a=True)
+        self.product, self.softmax, self.join = ops.MatMul(), ops.Softmax(-1), ops.Concat(-1)
+        self.tile = ops.Tile()
+        self.minus = Tensor(np.full((head_width, 1), -1.0, np.float32))
+
+    def construct(self, q, k, v):
+        share = self.softmax(self.similarity(q, k))
+        return self.weigh(share, v), share
+
+    def bprop(self, q, k, v, out, dout):
+        gradient, share = dout[0], out[1]
+        b, heads, n, width = q.shape
+        level = self.product((out[0] * gradient).reshape(b * heads * n, width), self.minus).reshape(b, heads, n, 1)
+        one = ops.ones((b, heads, v.shape[2], 1), ms.float32)
+        dscore = share * self.similarity(self.join((gradient, level)), self.join((v, one)))
+        return self.weigh(dscore, k), self.gather(dscore, q), self.gather(share, gradient)
+
+
+class BiasedAttentionCore(AttentionCore):
+    """AttentionCore of windows (B G, h, N, d) whose scores get a bias (h, N, N) and a constant mask (G, 1, N, N)."""
+
+    def construct(self, q, k, v, bias, mask):
+        repeats = q.shape[0] // mask.shape[0]
+        share = self.softmax(self.similarity(q, k) + self.tile(bias + mask, (repeats, 1, 1, 1)))
+        return self.weigh(share, v), share
+
+    def bprop(self, q, k, v, bias, mask, out, dout):
+        gradient, share = dout[0], out[1]
+        b, heads, n, width = q.shape
+        level = self.product((out[0] * gradient).reshape(b * heads * n, width), self.minus).reshape(b, heads, n, 1)
+        one = ops.ones((b, heads, n, 1), ms.float32)
+        dscore = share * self.similarity(self.join((gradient, level)), self.join((v, one)))
+        dbias = self.product(ops.ones((1, b), ms.float32), dscore.reshape(b, heads * n * n)).reshape(bias.shape)
+        return self.weigh(dscore, k), self.gather(dscore, q), self.gather(share, gradient), dbias, ops.zeros_like(mask)
