@@ -13,6 +13,7 @@ from src.config import Config, config_to_yaml, format_config, load_config_with_s
 from src.data import create_eval_samples, create_train_batches, load_classes
 from src.engine import checkpoint
 from src.engine.evaluator import evaluate
+from src.engine.graph_cache import graph_cache
 from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_label, require_fit
 from src.engine.optimizer import create_optimizer, learning_rates
@@ -77,7 +78,19 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
         classes={"names": classes.names, "palette": classes.palette},
     )  # fmt: skip
     validate = create_validation(config, network, classes, samples, rank, world_size)
-    return fit(loop, network, step_cell, rates(config), batches, count, validate, state)
+    cache = graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size))
+    return fit(loop, network, step_cell, rates(config), batches, count, validate, state, cache)
+
+
+def graph_facts(config: Config, num_classes: int, rank: int, world_size: int) -> dict:
+    """Everything besides the sources that the compiled training step depends on."""
+    settings = config.model_dump(mode="json")
+    sections = {name: settings[name] for name in ("device", "model", "loss", "optimizer")}
+    sizes = {
+        "crop_size": config.data.crop_size, "max_classes": config.data.max_classes, "num_classes": num_classes,
+        "batch_size": config.train.batch_size, "accumulate": config.train.accumulate,
+    }  # fmt: skip
+    return {**sections, **sizes, "rank": rank, "world_size": world_size}
 
 
 def start(config: Config, run: Path, network, optimizer, classes) -> dict:

@@ -1,6 +1,9 @@
 """Device and process group: the only file that asks for a rank or sets the device."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -31,6 +34,16 @@ def setup(target: str, mode: str) -> tuple[int, int]:
         return 0, 1
     init()
     return get_rank(), get_group_size()
+
+
+@contextmanager
+def compile_cache(folder: Path) -> Iterator[None]:
+    """Within it graphs that are compiled are read from `folder` where they are, else written there."""
+    ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
+    try:
+        yield
+    finally:
+        ms.set_context(enable_compile_cache=False)
 
 
 class _Sum(nn.Cell):

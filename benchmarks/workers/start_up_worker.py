@@ -12,18 +12,12 @@ from pathlib import Path
 import src  # noqa: F401  (before MindSpore, whose log level it sets)
 
 # isort: split
-import mindspore as ms
-
 from benchmarks.workers.mindspore_worker import create_network, create_step
 from benchmarks.workers.rows import draw_batch
 from src import distributed
+from src.engine.graph_cache import graph_cache
 from src.engine.train_step import draw_noise
 from src.losses import batch_counts
-
-
-def turn_compile_cache_on(folder: Path) -> None:
-    """Lets this process reuse graphs that an earlier one has compiled, and keep its own for later ones."""
-    ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
 
 
 def main() -> None:
@@ -32,15 +26,14 @@ def main() -> None:
     row = json.loads(Path(row_file).read_text(encoding="utf-8"))
     imported = time.time()
     distributed.setup("CPU", "graph")
-    if cache:
-        turn_compile_cache_on(Path(cache[0]))
     distributed.set_seed(row["seed"])
     network = create_network(row)
     batch = draw_batch(row)
     noise = draw_noise(network.noise_rates, row["seed"], 0, row["batch"])[0]
     step = create_step(row, network, batch, noise, batch_counts(batch))
     built = time.time()
-    step(row["optimizer"]["lr"])
+    with graph_cache(cache[0] if cache else None, row):
+        step(row["optimizer"]["lr"])
     done = time.time()
     times = {"import": imported - float(started), "build": built - imported, "first_step": done - built}
     second = time.time()

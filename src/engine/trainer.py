@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +42,13 @@ def fit(
     count: Callable[[list[dict]], np.ndarray],
     evaluate: Callable[[], dict],
     state: dict,
+    cache: AbstractContextManager,
 ) -> dict:
     """Trains from loop.first_step to loop.steps; returns the state: `step`, `best_miou`, the last `miou`.
 
     rates (steps,): learning rates; count: micro-batches -> counts (3,) for the loss; evaluate: summary of the
-    evaluation split with the network's present weights; state: of the checkpoint that the run goes on from, {} if new.
+    evaluation split with the network's present weights; state: of the checkpoint that the run goes on from, {} if new;
+    cache: what the first step, which compiles, runs in.
     """
     log = MetricsLog(loop.run / "metrics.jsonl") if loop.rank == 0 else None
     if log:
@@ -57,7 +60,8 @@ def fit(
             means.start()
             group = [next(batches) for _ in range(loop.accumulate)]
             means.data_ready()
-            terms, norm = take_step(loop, network, step_cell, rates, step, group, count(group))
+            with cache if step == loop.first_step else nullcontext():
+                terms, norm = take_step(loop, network, step_cell, rates, step, group, count(group))
             means.add(terms, norm)
             require_finite(step, terms, norm)
             done = step + 1
