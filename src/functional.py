@@ -56,9 +56,14 @@ def resize_bilinear(x, size):
     return x
 
 
+def on_cpu() -> bool:
+    """Whether formulations for CPU are chosen: the one place that decides, when a network is built and compiled."""
+    return ms.get_context("device_target") == "CPU"
+
+
 @ms.ops.constexpr
-def _broadcasts() -> bool:
-    return ms.get_context("device_target") != "CPU"
+def _spreads() -> bool:
+    return on_cpu()
 
 
 def spread(x, shape):
@@ -67,7 +72,7 @@ def spread(x, shape):
     On CPU an operator that broadcasts takes five times as long as one that does not, and holds two 8-byte indices for
     each of its elements as long as the graph lives. Elsewhere broadcasting is free, and x is returned as it is.
     """
-    if _broadcasts():
+    if not _spreads():
         return x
     repeats = ()
     for i in range(len(shape)):

@@ -1,26 +1,39 @@
 """Operators of the graphs of tiny networks, for test_portability.py.
 
 Run as a program, because MindSpore reads the variables below once, at its first compilation:
-python -m tests.portability_graphs CASE... prints {case: {"inference": [...], "training": [...], "selected": [...]}}.
+python -m tests.portability_graphs CASE... prints {case: {"inference": [...], "training": [...], "selected": [...],
+"broadcasts": [...]}}.
 """
 
 import json
+import math
 import os
 import re
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 DUMPS = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_DUMP_IR_PASSES": "validate,kernel_select"}  # and MS_DEV_SAVE_GRAPHS_PATH
+SELECTED = "*_after_kernel_select_*.ir"
 B = 2
+# Element-wise operators of several operands, whose kernels broadcast.
+ELEMENTWISE = {
+    "Add", "Sub", "Mul", "Div", "RealDiv", "DivNoNan", "FloorDiv", "Mod", "FloorMod", "Pow", "Maximum", "Minimum",
+    "SquaredDifference", "Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "LogicalAnd", "LogicalOr",
+    "Select", "SelectV2", "Xdivy", "Xlogy", "Atan2", "BitwiseAnd", "BitwiseOr",
+}  # fmt: skip
+BROADCAST_SIZE = 64  # elements; of the tiny graphs, arrays of images or tokens have more, tables of classes fewer
 
+# Cases whose name ends in -cpu are built in the formulations for CPU, the others in those for Ascend and GPU.
 # name: (backbone, head, options of the head, loss or None for the exported graph alone, optimiser, options of the step)
 CASES = {
     "vit-ecenet": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
+    "vit-ecenet-cpu": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
     "vit-ecenet-pyr": ("vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, None, {}, {}),
     "swin-ecenet": ("swin", "ecenet", {"norm": "sync_batch", "num_rounds": 1}, "class_mask", {"name": "sgd"}, {}),
     "vit-fcn": ("vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"}, {"accumulate": 2, "clip_norm": 1.0}),
-    "swin-fcn": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
+    "swin-fcn-cpu": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
 }  # fmt: skip
 SLOW_CASES = {
     "vit-ecenet-pyr-step": (
@@ -41,27 +54,25 @@ SLOW_CASES = {
 }  # fmt: skip
 
 
-def graphs_of(case: str, folder: Path, target: str = "GPU") -> dict[str, set[str]]:
-    """Operators of one case, built for `target` (GPU, Ascend or CPU) and compiled on CPU.
+def graphs_of(case: str, folder: Path) -> dict[str, set[str]]:
+    """Operators of one case, compiled on CPU.
 
     inference: the exported MindIR. training: the step as it leaves MindSpore's frontend, which is the same for every
-    device. selected: the same step after kernels for CPU have been selected. `folder` is that of the dumps; it is
-    emptied. Here and nowhere else formulations that depend on the device are chosen.
+    device. selected: the same step after kernels for CPU have been selected; broadcasts: those of its operators that
+    `broadcasts_of_text` finds. `folder` is that of the dumps; it is emptied.
     """
-    import mindspore as ms
-
+    from src import functional
     from src.engine.graphs import export_mindir
     from src.engine.predict_net import PredictNet
     from tests.tiny import SIZE, tiny_step
 
-    if target != "CPU":
-        ms.set_context(enable_graph_kernel=False)  # fused kernels exist for one device only
+    functional.on_cpu = partial(case.endswith, "-cpu")
     _, _, _, loss, optimizer, options = (CASES | SLOW_CASES)[case]
     exported = folder / "model.mindir"
     export_mindir(PredictNet(build(case).set_train(False), SIZE, "labels"), exported, {"kind": "labels"})
     inference = primitives_of_mindir(exported)
     if loss is None:
-        return {"inference": inference, "training": set(), "selected": set()}
+        return {"inference": inference, "training": set(), "selected": set(), "broadcasts": set()}
     for file in folder.rglob("*.*"):
         file.unlink()
     network = build(case)
@@ -69,7 +80,8 @@ def graphs_of(case: str, folder: Path, target: str = "GPU") -> dict[str, set[str
     return {
         "inference": inference,
         "training": primitives_of_dumps(folder, "*_validate_*.ir"),
-        "selected": primitives_of_dumps(folder, "*_after_kernel_select_*.ir"),
+        "selected": primitives_of_dumps(folder, SELECTED),
+        "broadcasts": set().union(*(broadcasts_of_text(file.read_text("utf-8")) for file in folder.rglob(SELECTED))),
     }
 
 
@@ -128,6 +140,32 @@ def primitives_of_text(text: str) -> set[str]:
             raise ValueError(f"cannot read this node of a printed graph: {line.strip()[:200]}")
         names.add(node.group(1))
     return names - {None}
+
+
+def broadcasts_of_text(text: str) -> set[str]:
+    """Element-wise operators of a printed graph that broadcast to more than BROADCAST_SIZE elements, with shapes.
+
+    One does when an operand has neither a single element nor the shape of the output. ValueError where no types follow.
+    """
+    found, lines = set(), text.splitlines()
+    for line, types in zip(lines, lines[1:] + [""], strict=True):
+        node = re.match(r"\s+%\d+\([^)]*\) = (?:PrimFunc_)?(\w+)\(", line)
+        if node is None or node.group(1) not in ELEMENTWISE:
+            continue
+        operands, arrow, result = types.partition(") -> (")
+        shapes = [shapes_of_types(side) for side in (operands, result)]
+        if not arrow or not shapes[0] or len(shapes[1]) != 1:
+            raise ValueError(f"cannot read the types of this node of a printed graph: {line.strip()[:200]}")
+        output = shapes[1][0]
+        if math.prod(output) > BROADCAST_SIZE and any(math.prod(s) > 1 and s != output for s in shapes[0]):
+            found.add(f"{node.group(1)} {shapes[0]} -> {output}")
+    return found
+
+
+def shapes_of_types(text: str) -> list[tuple[int, ...]]:
+    """Shapes of the tensors in a line of types: `<Tensor[Float32], (2, 3)>`, `<Ref[Tensor[Float32]], (3), ...>`."""
+    shapes = re.findall(r"<(?:Ref\[)?Tensor\[\w+\]+, \(([\d, ]*)\)", text)
+    return [tuple(int(side) for side in re.findall(r"\d+", shape)) for shape in shapes]
 
 
 def main(cases: list[str]) -> None:

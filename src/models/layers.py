@@ -16,6 +16,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import HeUniform, TruncatedNormal, Uniform, initializer
 
+from src import functional
 from src.functional import check_choice, spread
 from src.models import plain, written
 
@@ -24,28 +25,23 @@ NORMS = ("sync_batch", "batch", "group")
 NO_NOISE = np.zeros(0, np.float32)
 
 
-def on_cpu() -> bool:
-    """Whether cells are built from `written.py`, made for CPU, or from `plain.py` and MindSpore's own layers."""
-    return ms.get_context("device_target") == "CPU"
-
-
 def linear(in_width: int, out_width: int, bias: bool = True) -> nn.Dense:
     """Linear layer over the last axis: (..., in_width) -> (..., out_width)."""
     bound = 1.0 / math.sqrt(in_width)
-    cell = written.Linear if on_cpu() else nn.Dense
+    cell = written.Linear if functional.on_cpu() else nn.Dense
     return cell(in_width, out_width, HeUniform(math.sqrt(5)), Uniform(bound), has_bias=bias)
 
 
 def gelu() -> nn.Cell:
     """Exact GELU."""
-    return written.Gelu() if on_cpu() else nn.GELU(approximate=False)
+    return written.Gelu() if functional.on_cpu() else nn.GELU(approximate=False)
 
 
 def attention_core(head_width: int, biased: bool = False) -> nn.Cell:
     """See AttentionCore and BiasedAttentionCore."""
     if biased:
-        return written.BiasedAttentionCore(head_width) if on_cpu() else plain.BiasedAttentionCore()
-    return written.AttentionCore(head_width) if on_cpu() else plain.AttentionCore()
+        return written.BiasedAttentionCore(head_width) if functional.on_cpu() else plain.BiasedAttentionCore()
+    return written.AttentionCore(head_width) if functional.on_cpu() else plain.AttentionCore()
 
 
 def conv2d(
@@ -62,12 +58,14 @@ def conv2d(
 
 def depthwise3x3(channels: int, bias: bool = True) -> nn.Conv2d:
     """Depthwise 3x3 convolution, padding 1: (B, C, H, W) -> (B, C, H, W)."""
+    if functional.on_cpu():
+        return written.DepthwiseConv3x3(channels, bias, HeUniform(math.sqrt(5)), Uniform(1.0 / 3.0))
     return conv2d(channels, channels, 3, groups=channels, bias=bias)
 
 
 def layer_norm(width: int, epsilon: float = 1e-5) -> nn.LayerNorm:
     """LayerNorm over the last axis."""
-    if on_cpu():
+    if functional.on_cpu():
         return written.LayerNorm(width, epsilon)
     return nn.LayerNorm((width,), epsilon=epsilon)
 

@@ -12,7 +12,7 @@ Letters: M rows, D width, B batch, h heads, N tokens, d width of a head, G windo
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
 INVERSE_ROOT_2PI = 0.3989422804014327
 # The normal distribution Phi(x) = sigmoid(x p(x^2)): p of least largest error of x Phi(x), 6.6e-8, which is below
@@ -77,14 +77,12 @@ class GeluWithFactor(nn.Cell):
         return (dout[0] * (out[1] + x * density),)
 
 
-class LayerNorm(nn.Cell):
-    """LayerNorm over the last axis, of width D; parameters as nn.LayerNorm has them."""
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last axis, of width D."""
 
     def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
+        super().__init__((width,), epsilon=epsilon)
         self.width = width
-        self.gamma = Parameter(np.ones(width, np.float32))
-        self.beta = Parameter(np.zeros(width, np.float32))
         self.normalise = NormaliseRows(epsilon)
 
     def construct(self, x):
@@ -116,6 +114,62 @@ class NormaliseRows(nn.Cell):
         dgamma = self.product(inverse.reshape(1, -1), product)
         dbeta = self.product(ops.ones((1, rows), ms.float32), gradient)
         return self.tile(inverse, (1, width)) * rest, dgamma.reshape(gamma.shape), dbeta.reshape(beta.shape)
+
+
+class DepthwiseConv3x3(nn.Conv2d):
+    """Depthwise 3 x 3 convolution with padding 1, (B, C, H, W) -> (B, C, H, W); parameters as nn.Conv2d has them.
+
+    MindSpore's gradient of the weights takes up to ten times as long as the forward and varies with the map's width.
+    """
+
+    def __init__(self, channels: int, bias: bool, weight_init, bias_init) -> None:
+        super().__init__(
+            channels, channels, 3, 1, "pad", 1, group=channels, has_bias=bias, weight_init=weight_init,
+            bias_init=bias_init,
+        )  # fmt: skip
+        self.convolve = ConvolveDepthwise3x3(channels)
+
+    def construct(self, x):
+        y = self.convolve(x, self.weight)
+        return self.bias_add(y, self.bias) if self.has_bias else y
+
+
+class ConvolveDepthwise3x3(nn.Cell):
+    """Depthwise 3 x 3 convolution of a map (B, C, H, W) with weights (C, 1, 3, 3).
+
+    The gradient of the map is the convolution with the weights in reverse order. That of the weight of tap (i, j) is
+    the sum of the map, moved by (1 - i, 1 - j), times the gradient. Maps are padded by a row above and below and a
+    column behind, which serves as the column before the next row, too: so every move is one slice of a flat map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolve = ops.Conv2D(channels, 3, pad_mode="pad", pad=1, group=channels)
+        self.reverse = Tensor(np.eye(9, dtype=np.float32)[::-1].copy())
+        self.product, self.slice = ops.MatMul(), ops.Slice()
+        self.join_rows, self.join_columns = ops.Concat(1), ops.Concat(2)
+
+    def construct(self, x, weight):
+        return self.convolve(x, weight)
+
+    def bprop(self, x, weight, out, dout):
+        b, c, height, width = x.shape
+        reversed_weight = self.product(weight.reshape(c, 9), self.reverse).reshape(c, 1, 3, 3)
+        maps, row = b * c, width + 1
+        size = height * row
+        column = ops.zeros((maps, height, 1), x.dtype)
+        edge = ops.zeros((maps, row + 1), x.dtype)
+        flat = self.join_columns((x.reshape(maps, height, width), column)).reshape(maps, size)
+        flat = self.join_rows((edge, flat, edge))
+        gradient = self.join_columns((dout.reshape(maps, height, width), column)).reshape(maps, size)
+        one = ops.ones((size, 1), x.dtype)
+        sums = ()
+        for tap in range(9):
+            moved = self.slice(flat, (0, tap // 3 * row + tap % 3), (maps, size))
+            sums += (self.product(moved * gradient, one),)
+        taps = self.join_rows(sums).reshape(b, c * 9)
+        dweight = self.product(ops.ones((1, b), x.dtype), taps).reshape(c, 1, 3, 3)
+        return self.convolve(dout, reversed_weight), dweight
 
 
 class AttentionCore(nn.Cell):

@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from src.functional import resize_bilinear
+from src.functional import resize_bilinear, spread
 from src.models.layers import conv2d, create_norm
 
 
@@ -46,7 +46,7 @@ class FCNHead(nn.Cell):
             maps += (resize_bilinear(feature, self.output_grid),)
         fused = ops.relu(self.fusion_norm(self.fusion(ops.concat(maps, 1) if len(maps) > 1 else maps[0])))
         if noise is not None:
-            fused = fused * noise.expand_dims(-1).expand_dims(-1)
+            fused = fused * spread(noise.expand_dims(-1).expand_dims(-1), fused.shape)
         return {"logits": self.classifier(fused)}
 
     def count_macs(self) -> int:

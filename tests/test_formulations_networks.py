@@ -1,0 +1,88 @@
+"""Networks do not depend on the formulation: parameters, outputs and gradients as they are on GPU and Ascend.
+
+Letters: B batch, K classes, h x w output grid.
+"""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src import functional
+from src.models import plain, written
+from tests.running import draw, randomise
+from tests.tiny import BACKBONES, K, draw_batch, tiny_network
+
+B = 2
+# backbone: head, its options, image size. Norms take running statistics: those of a batch cancel gradients of biases.
+CASES = {
+    "vit": ("ecenet", {"norm": "batch", "num_rounds": 1}, (32, 48)),
+    "swin": ("fcn", {"norm": "batch"}, (29, 45)),
+}
+WRITTEN = (written.Linear, written.LayerNorm, written.Gelu, written.AttentionCore)
+PLAIN = (nn.GELU, plain.AttentionCore)
+
+
+class Training(nn.Cell):
+    """Logits, and the gradients of their weighted sum and of everything else a loss reads, by parameter."""
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        parameters = ms.ParameterTuple(network.trainable_params())
+        self.differentiate = ops.value_and_grad(self.weigh, None, parameters, has_aux=True)
+        self.set_train(False)
+
+    def weigh(self, image, noise, weight):
+        outputs = self.network(image, noise)
+        logits = outputs["logits"]
+        total = (logits * weight).sum()
+        if "masks" in outputs:
+            for each in outputs["masks"] + outputs["finest_mask"] + outputs["diverse"]:
+                total = total + (each * each).sum()
+        return total, logits
+
+    def construct(self, image, noise, weight):
+        (_, logits), gradients = self.differentiate(image, noise, weight)
+        return logits, gradients
+
+
+def build(name: str) -> nn.Cell:
+    head, options, size = CASES[name]
+    return tiny_network(name, head, size, **options)
+
+
+def train(network: nn.Cell, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits (B, K, h, w) and gradients by parameter name, with drop path and dropout on."""
+    columns = len(network.noise_rates)
+    keep = (np.arange(B)[:, None] + np.arange(columns)) % 3 > 0  # no column drops both images
+    noise = (keep / (1.0 - network.noise_rates)).astype(np.float32)
+    image = Tensor(draw_batch(B, size=CASES[name][2])["image"])
+    logits, gradients = Training(network)(image, Tensor(noise), Tensor(draw(B, K, *network.backbone.grids[0])))
+    names = [p.name for p in network.trainable_params()]
+    return logits.asnumpy(), {name: g.asnumpy() for name, g in zip(names, gradients, strict=True)}
+
+
+def kinds(network: nn.Cell, classes: tuple[type, ...]) -> set[type]:
+    """Those of the classes that a cell of the network belongs to."""
+    return {kind for kind in classes for _, cell in network.cells_and_names() if isinstance(cell, kind)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks_are_the_same(name, monkeypatch):
+    monkeypatch.setitem(BACKBONES["swin"], "depths", [2, 1, 1, 1])  # a shifted block in the first stage only
+    network = build(name)
+    randomise(network)
+    assert kinds(network, WRITTEN + PLAIN) == set(WRITTEN)
+    logits, gradients = train(network, name)
+    monkeypatch.setattr(functional, "on_cpu", lambda: False)
+    other = build(name)
+    assert kinds(other, WRITTEN + PLAIN) == set(PLAIN)
+    shapes = [[(key, p.shape) for key, p in each.parameters_dict().items()] for each in (network, other)]
+    assert shapes[0] == shapes[1]
+    assert ms.load_param_into_net(other, network.parameters_dict()) == ([], [])
+    wanted_logits, wanted = train(other, name)
+    assert np.abs(logits - wanted_logits).max() < 1e-5 * np.abs(wanted_logits).max()
+    assert min(float(np.abs(value).max()) for value in wanted.values()) > 1e-5
+    shares = {key: float(np.abs(gradients[key] - wanted[key]).max() / np.abs(wanted[key]).max()) for key in wanted}
+    assert {key: share for key, share in shares.items() if not share < 1e-4} == {}
