@@ -19,6 +19,7 @@ PAGE, FIGURE = Path("docs/performance.md"), Path("docs/growth.png")
 MARKERS = "<!-- {name}: begin -->", "<!-- {name}: end -->"
 NAMES = {OURS: "ours", "eager": "PyTorch eager", "compile": "torch.compile", "bfloat16": "PyTorch bfloat16"}
 NOT_RUN = "Not measured yet: `{command}`."
+TYPES = 14  # operator types in the table
 AXES = {"tokens": "tokens", "batch": "images a batch", "classes": "classes"}
 
 
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     growth = read_results(results / "growth.json")
     sections = {
         "side by side": side_by_side(read_results(results / "side_by_side.json")),
+        "operators": operators(read_results(results / "operators.json")),
         "start up": start_up(read_results(results / "start_up.json")),
         "growth": growth_table(growth),
     }
@@ -134,6 +136,20 @@ def memory(entry: dict, name: str) -> str:
 def memory_ratio(entry: dict) -> str:
     ours, eager = measured(entry, OURS), measured(entry, "eager")
     return f"{ours['memory']['growth'] / eager['memory']['growth']:.2f}" if ours and eager else "-"
+
+
+def operators(results: dict) -> str:
+    """Milliseconds of the operator types that take most of a step."""
+    if not results:
+        return NOT_RUN.format(command="python -m benchmarks.operators")
+    sections = []
+    for entry in results.values():
+        largest = list(entry["types"].items())[:TYPES]
+        rows = [[name, f"{ms:.0f}", f"{ms / entry['total']:.1%}"] for name, ms in largest]
+        rest = entry["total"] - sum(ms for _, ms in largest)
+        rows += [["all others", f"{rest:.0f}", f"{rest / entry['total']:.1%}"]]
+        sections.append(f"{entry['title']}:\n\n" + table(["operator", "ms", "share"], rows))
+    return "\n\n".join([*sections, run_lines(results)])
 
 
 def start_up(results: dict) -> str:
