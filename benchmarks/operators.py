@@ -1,4 +1,4 @@
-"""Where a training step's time goes: milliseconds of every operator, by type and by part of the network.
+"""Where the time of a training step or an inference goes: milliseconds of every operator, by type and by part.
 
 MindSpore's profiler times each kernel; operators of the forward and of the gradients carry the name of the cell they
 come from, where the compiler has kept it (products that it rewrites lose theirs and count as `unnamed`).
@@ -10,17 +10,22 @@ import argparse
 import csv
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import src  # noqa: F401  (before MindSpore, whose log level it sets)
 
 # isort: split
+import numpy as np
 from mindspore.profiler import Profiler
 
 from benchmarks.results_file import RESULTS, add_result, describe_run
 from benchmarks.workers.mindspore_worker import create_network, create_step
 from benchmarks.workers.rows import ROWS, SMALL_ROWS, describe, draw_batch
 from src import cli, distributed
+from src.engine.graphs import call_graph
+from src.engine.predict_net import PredictNet
 from src.engine.train_step import draw_noise
 from src.log import get_console
 from src.losses import batch_counts
@@ -32,9 +37,9 @@ SLOWEST = 10
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, profiles one step, writes the file."""
+    """Reads the command line, profiles one call, writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rows = [name for name, row in (ROWS | SMALL_ROWS).items() if row.mode == "train"]
+    rows = [*ROWS, *SMALL_ROWS]
     parser.add_argument("--row", choices=rows, default="train_vit_base", metavar="ROW",
                         help=f"{', '.join(rows)} (default train_vit_base)")  # fmt: skip
     parser.add_argument("--out", default=str(RESULTS / "operators.json"), metavar="FILE", help="results, JSON")
@@ -49,18 +54,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def profile(row: dict) -> list[dict]:
-    """Type, name and milliseconds of every operator of one warm training step."""
+    """Type, name and milliseconds of every operator of one warm call."""
     distributed.setup("CPU", "graph")
     distributed.set_seed(row["seed"])
-    network, batch = create_network(row), draw_batch(row)
-    noise = draw_noise(network.noise_rates, row["seed"], 0, row["batch"])[0]
-    step = create_step(row, network, batch, noise, batch_counts(batch))
+    call = create_call(row)
     for _ in range(WARM_UP):
-        step(RATE)
+        call()
     with tempfile.TemporaryDirectory(prefix="operators_") as folder:
         profiler = Profiler(start_profile=False, output_path=folder)
         profiler.start()
-        step(RATE)
+        call()
         profiler.stop()
         profiler.analyse()
         (table,) = Path(folder).rglob("cpu_op_detail_info_*.csv")
@@ -69,6 +72,18 @@ def profile(row: dict) -> list[dict]:
                 {"type": line["op_type"], "name": line["full_op_name"], "ms": float(line["op_total_time(ms)"])}
                 for line in csv.DictReader(lines)
             ]
+
+
+def create_call(row: dict) -> Callable[[], object]:
+    """A training step, or one image through the graph that is exported."""
+    network = create_network(row)
+    if row["mode"] == "infer":
+        graph = PredictNet(network, tuple(row["size"]), "labels")
+        image = np.random.default_rng(row["seed"]).integers(0, 256, (*row["size"], 3), np.uint8)
+        return partial(call_graph, graph, image)
+    batch = draw_batch(row)
+    noise = draw_noise(network.noise_rates, row["seed"], 0, row["batch"])[0]
+    return partial(create_step(row, network, batch, noise, batch_counts(batch)), RATE)
 
 
 def summarise(operators: list[dict]) -> dict:
