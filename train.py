@@ -13,7 +13,7 @@ from src.config import Config, config_to_yaml, format_config, load_config_with_s
 from src.data import create_eval_samples, create_train_batches, load_classes
 from src.engine import checkpoint
 from src.engine.evaluator import evaluate
-from src.engine.graph_cache import graph_cache
+from src.engine.graph_cache import graph_cache, require_folder
 from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_label, require_fit
 from src.engine.optimizer import create_optimizer, learning_rates
@@ -54,6 +54,8 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
     samples = create_eval_samples(config.data, rank, world_size)
     if config.eval.mode == "whole":
         require_fit(samples.sizes(), config.eval)
+    if config.device.compile_cache:
+        require_folder(config.device.compile_cache, config.device.mode)
     run = open_run(config.output_dir, config.name, config_to_yaml(config), create=rank == 0)
     optimizer = create_optimizer(network, config.optimizer)
     state = start(config, run, network, optimizer, classes)
@@ -85,12 +87,15 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
 def graph_facts(config: Config, num_classes: int, rank: int, world_size: int) -> dict:
     """Everything besides the sources that the compiled training step depends on."""
     settings = config.model_dump(mode="json")
-    sections = {name: settings[name] for name in ("device", "model", "loss", "optimizer")}
+    sections = {name: settings[name] for name in ("model", "loss", "optimizer")}
+    del sections["model"]["pretrained"]
+    for name in ("lr", "min_lr", "power", "warmup_steps", "warmup_ratio"):  # numbers of a step, inputs of the graph
+        del sections["optimizer"][name]
     sizes = {
         "crop_size": config.data.crop_size, "max_classes": config.data.max_classes, "num_classes": num_classes,
         "batch_size": config.train.batch_size, "accumulate": config.train.accumulate,
     }  # fmt: skip
-    return {**sections, **sizes, "rank": rank, "world_size": world_size}
+    return {**sections, **sizes, "target": config.device.target, "rank": rank, "world_size": world_size}
 
 
 def start(config: Config, run: Path, network, optimizer, classes) -> dict:

@@ -54,7 +54,7 @@ class DeviceConfig(Settings):
 
     target: Literal["CPU", "GPU", "Ascend"] = "CPU"
     mode: Literal["graph", "pynative"] = "graph"
-    compile_cache: str | None = None  # folder that keeps compiled training steps, for a start in seconds
+    compile_cache: Text | None = None  # folder that keeps compiled training steps, for a start in seconds
 
 
 class DataConfig(Settings):

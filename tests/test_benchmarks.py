@@ -250,7 +250,7 @@ def test_report_fills_the_page(tmp_path):
     page.write_text((Path(__file__).resolve().parents[1] / report.PAGE).read_text(encoding="utf-8"), encoding="utf-8")
     arguments = ["--results", str(tmp_path), "--page", str(page), "--figure", str(figure)]
     report.main(arguments)
-    assert page.read_text().count("Not measured yet") == 3 and not figure.exists()
+    assert page.read_text().count("Not measured yet") == 4 and not figure.exists()
     add_result(tmp_path / "side_by_side.json", "row", result_entry("row Z"))
     add_result(tmp_path / "side_by_side.json", "row", result_entry("row A"))  # in place of row Z
     for mode in ("forward", "train"):

@@ -82,7 +82,7 @@ def test_unknown_keys(tmp_path, complete):
     assert failure(complete, "eval.bse_size=[9, 9]").endswith("did you mean 'eval.base_size'?")
     assert failure(complete, "data.base_sise=[9, 9]").endswith("did you mean 'data.base_size'?")
     assert failure(complete, "device.qqq=1") == (
-        "unknown config key 'device.qqq' (command line); known here: device.target, device.mode"
+        "unknown config key 'device.qqq' (command line); known here: device.target, device.mode, device.compile_cache"
     )
     assert failure(write(tmp_path, COMPLETE + "3: 4\n", "n.yaml")).startswith("unknown config key '3' (")
 

@@ -9,7 +9,7 @@ import pytest
 import train
 from src.config import load_config
 from src.engine import checkpoint
-from src.engine.graph_cache import fingerprint, graph_cache
+from src.engine.graph_cache import fingerprint, graph_cache, require_folder
 from tests.commands import ROOT
 from tests.tiny import write_config
 
@@ -50,7 +50,7 @@ def test_other_settings_have_another_cache(tmp_path, change):
 
 def test_settings_of_the_loop_keep_the_cache(tmp_path):
     config = write_config(tmp_path)
-    longer = load_config(config, ["train.steps=900", "name=other", "train.log_every=7", "seed=5"])
+    longer = load_config(config, ["train.steps=900", "name=other", "train.log_every=7", "seed=5", "optimizer.lr=1e-5"])
     facts = train.graph_facts(load_config(config), 4, 0, 1)
     assert fingerprint(train.graph_facts(longer, 4, 0, 1)) == fingerprint(facts)
     assert fingerprint(train.graph_facts(longer, 5, 0, 1)) != fingerprint(facts)
@@ -62,3 +62,15 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no step"), graph_cache(str(tmp_path / "cache"), {}):
         raise RuntimeError("no step")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_folders_that_cannot_hold_a_cache(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for wrong in (file, file / "below"):
+        with pytest.raises(ValueError, match="device.compile_cache .*file.*; give a folder"):
+            require_folder(str(wrong), "graph")
+    with pytest.raises(ValueError, match="device.mode=graph; in mode pynative"):
+        require_folder(str(tmp_path), "pynative")
+    require_folder(str(tmp_path / "new" / "folder"), "graph")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []

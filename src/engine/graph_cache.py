@@ -33,6 +33,19 @@ def fingerprint(facts: dict) -> str:
     return digest.hexdigest()[:20]
 
 
+def require_folder(folder: str, mode: str) -> None:
+    """Raises ValueError where compiled steps cannot be kept in `folder`, which is created, or where there are none."""
+    if mode != "graph":
+        raise ValueError(f"device.compile_cache needs device.mode=graph; in mode {mode} nothing is compiled: give null")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"device.compile_cache {folder}: {error.strerror}; give a folder that can be written to, or null"
+        ) from error
+
+
 @contextmanager
 def graph_cache(folder: str | None, facts: dict) -> Iterator[None]:
     """Within it the one graph that is compiled comes from `folder`, or is kept there for the next time.
@@ -46,7 +59,7 @@ def graph_cache(folder: str | None, facts: dict) -> Iterator[None]:
         return
     kept = Path(folder) / fingerprint(facts)
     if kept.is_dir():
-        get_console().print(f"the compiled step comes from {kept}")
+        get_console().print(f"the compiled step comes from {kept}, unless MindSpore finds it damaged")
         USED.append(kept)
         with compile_cache(kept):
             yield
@@ -57,7 +70,10 @@ def graph_cache(folder: str | None, facts: dict) -> Iterator[None]:
         USED.append(building)
         with compile_cache(building):
             yield
-        if not kept.exists():  # another run may have been faster
+        try:
             building.rename(kept)
+        except OSError:
+            if not kept.is_dir():  # else another run has been faster
+                raise
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -20,6 +20,8 @@ class BiasedAttentionCore(AttentionCore):
     """AttentionCore of windows (B G, h, N, d) whose scores get a bias (h, N, N) and a constant mask (G, 1, N, N)."""
 
     def construct(self, q, k, v, bias, mask):
-        repeats = q.shape[0] // mask.shape[0]
-        share = ops.softmax(self.similarity(q, k) + ops.tile(bias + mask, (repeats, 1, 1, 1)), -1)
+        bias = bias + mask
+        if mask.shape[0] > 1:
+            bias = ops.tile(bias, (q.shape[0] // mask.shape[0], 1, 1, 1))
+        share = ops.softmax(self.similarity(q, k) + bias, -1)
         return self.weigh(share, v), share

@@ -5,9 +5,8 @@ Letters: B batch, K classes, H x W image, h x w output grid.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn, ops
 
-from src.functional import spread
 from src.models.backbones.vit import resize_position_embedding
 
 
@@ -23,8 +22,7 @@ class Segmentor(nn.Cell):
     def __init__(self, backbone: nn.Cell, head: nn.Cell, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
-        self.mean = Tensor(np.array(mean, np.float32).reshape(1, 3, 1, 1))
-        self.std = Tensor(np.array(std, np.float32).reshape(1, 3, 1, 1))
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.backbone_columns = len(backbone.noise_rates)
         self.noise_rates = np.concatenate([backbone.noise_rates, head.noise_rates])
         if (self.noise_rates < 0).any() or (self.noise_rates >= 1).any():
@@ -35,7 +33,11 @@ class Segmentor(nn.Cell):
 
     def construct(self, image, noise=None):
         """image (B, 3, H, W) uint8 or float32 in 0..255, noise (B, n) or None -> dict with `logits` (B, K, h, w)."""
-        image = (image.astype(ms.float32) - spread(self.mean, image.shape)) / spread(self.std, image.shape)
+        # Channel by channel: numbers neither broadcast, which is slow on CPU, nor become constants of the image's size.
+        planes = ()
+        for i in range(3):
+            planes += ((image[:, i : i + 1].astype(ms.float32) - self.mean[i]) / self.std[i],)
+        image = ops.concat(planes, 1)
         if noise is None:
             return self.head(self.backbone(image))
         split = self.backbone_columns

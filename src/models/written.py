@@ -216,4 +216,4 @@ class BiasedAttentionCore(AttentionCore):
         one = ops.ones((b, heads, n, 1), ms.float32)
         dscore = share * self.similarity(self.join((gradient, level)), self.join((v, one)))
         dbias = self.product(ops.ones((1, b), ms.float32), dscore.reshape(b, heads * n * n)).reshape(bias.shape)
-        return self.weigh(dscore, k), self.gather(dscore, q), self.gather(share, gradient), dbias, ops.zeros_like(mask)
+        return self.weigh(dscore, k), self.gather(dscore, q), self.gather(share, gradient), dbias, 0.0 * mask

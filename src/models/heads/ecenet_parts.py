@@ -198,7 +198,8 @@ class PyramidNeck(nn.Cell):
         self.up4_second = nn.Conv2dTranspose(channels, channels, 2, 2, "valid", has_bias=True)
         self.up2 = nn.Conv2dTranspose(channels, channels, 2, 2, "valid", has_bias=True)
         self.down = nn.MaxPool2d(2, 2, pad_mode="valid")
+        self.gelu = gelu()
 
     def construct(self, features):
-        x4 = ops.gelu(self.up4_norm(self.up4_first(features[0])), approximate="none")
+        x4 = self.gelu(self.up4_norm(self.up4_first(features[0])))
         return self.up4_second(x4), self.up2(features[1]), features[2], self.down(features[3])
