@@ -52,7 +52,8 @@ def resize_bilinear(x, size):
     if w != width:
         x = ops.matmul(x.reshape(b * c * h, w), _bilinear_constant(w, width, True)).reshape(b, c, h, width)
     if h != height:
-        x = ops.matmul(_bilinear_constant(h, height, False), x)
+        rows = ops.tile(_bilinear_constant(h, height, False).expand_dims(0), (b * c, 1, 1))
+        x = ops.BatchMatMul()(rows, x.reshape(b * c, h, width)).reshape(b, c, height, width)
     return x
 
 
@@ -71,7 +72,11 @@ def spread(x, shape):
 
     On CPU an operator that broadcasts takes five times as long as one that does not, and holds two 8-byte indices for
     each of its elements as long as the graph lives. Elsewhere broadcasting is free, and x is returned as it is.
+    Raises ValueError for shapes that do not broadcast, on every device alike.
     """
+    for i in range(len(shape)):
+        if x.shape[i] != 1 and x.shape[i] != shape[i]:
+            raise ValueError(f"a tensor of shape {x.shape} does not spread to {shape}")
     if not _spreads():
         return x
     repeats = ()

@@ -2,8 +2,8 @@
 
 MindSpore's compile cache holds graphs by their order of compilation and checks Python sources only: with another batch
 size, crop or switch of a configuration it would run the old graph. So each cache has a folder of its own, named by a
-hash of everything that the graph depends on, and is switched on for the training step alone. It also
-keeps to the folder that it was given first, so a process uses it once.
+hash of everything that the graph depends on, and is switched on for the training step alone. MindSpore also keeps to
+the folder that it was given first, so a process uses it once.
 """
 
 import hashlib
@@ -51,8 +51,8 @@ def graph_cache(folder: str | None, facts: dict) -> Iterator[None]:
     """Within it the one graph that is compiled comes from `folder`, or is kept there for the next time.
 
     facts: whatever the graph depends on besides the sources: settings, number of classes, rank, devices. A cache
-    becomes visible once it is complete, so runs may share a folder. Without a
-    folder, and after its first use in a process, nothing happens.
+    becomes visible once it is complete, so runs may share a folder. Without a folder, and after its first use in a
+    process, nothing happens.
     """
     if folder is None or USED:
         yield

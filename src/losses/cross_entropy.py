@@ -56,10 +56,10 @@ class MeanCrossEntropy(nn.Cell):
         """
         b, height, width = label.shape
         logits = resize_bilinear(logits.astype(ms.float32), (height, width))
-        shares = self.log_softmax(logits.reshape(b, -1, height * width))
+        log_shares = self.log_softmax(logits.reshape(b, -1, height * width))
         label = label.reshape(b, 1, height * width)
         valid = label != IGNORE
-        picked = ops.gather_elements(shares, 1, label * valid.astype(ms.int32))
+        picked = ops.gather_elements(log_shares, 1, label * valid.astype(ms.int32))
         # A product, because reductions run on one thread on CPU.
         total = -ops.matmul(picked, valid.astype(ms.float32).reshape(b, height * width, 1)).sum()
         pixels = counts[0] if self.average == "valid" else counts[2] * (height * width)
@@ -74,12 +74,12 @@ class LogSoftmax(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tile = ops.Tile()
+        self.tile, self.product = ops.Tile(), ops.BatchMatMul()
 
     def construct(self, x):
         return ops.log_softmax(x, 1)
 
     def bprop(self, x, out, dout):
-        k = out.shape[1]
-        sums = ops.matmul(ops.ones((1, k), ms.float32), dout)  # (B, 1, N)
+        b, k, _ = out.shape
+        sums = self.product(ops.ones((b, 1, k), ms.float32), dout)  # (B, 1, N)
         return (dout - ops.exp(out) * self.tile(sums, (1, k, 1)),)
