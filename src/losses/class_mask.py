@@ -176,7 +176,7 @@ class MaskSums(nn.Cell):
     def __init__(self, focal: bool) -> None:
         super().__init__()
         self.focal = focal
-        self.tile = ops.Tile()
+        self.tile, self.depend = ops.Tile(), ops.Depend()
 
     def construct(self, scores, target, counted):
         """scores, target (B, M, N), target 0 or 1; counted (B, 1, N), 1 where a pixel takes part.
@@ -197,7 +197,7 @@ class MaskSums(nn.Cell):
 
     def bprop(self, scores, target, counted, out, dout):
         """Gradient for the scores from those of the four sums; none flows through the last two outputs."""
-        error, entropy = out[4], out[5]
+        error, entropy = self.depend(out[4], dout[0]), self.depend(out[5], dout[0])
         rest = 1.0 - error
         # dl/dz = e * slope and de/dz = e * rest
         slope = error * (2.0 * (rest * entropy) + error) if self.focal else 1.0

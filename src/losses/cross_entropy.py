@@ -74,7 +74,7 @@ class LogSoftmax(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tile, self.product = ops.Tile(), ops.BatchMatMul()
+        self.tile, self.product, self.depend = ops.Tile(), ops.BatchMatMul(), ops.Depend()
 
     def construct(self, x):
         return ops.log_softmax(x, 1)
@@ -82,4 +82,4 @@ class LogSoftmax(nn.Cell):
     def bprop(self, x, out, dout):
         b, k, _ = out.shape
         sums = self.product(ops.ones((b, 1, k), ms.float32), dout)  # (B, 1, N)
-        return (dout - ops.exp(out) * self.tile(sums, (1, k, 1)),)
+        return (dout - ops.exp(self.depend(out, dout)) * self.tile(sums, (1, k, 1)),)

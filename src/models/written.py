@@ -4,6 +4,9 @@ What is slow there, and avoided: sums along an axis (one thread; products with o
 of the gradients of GELU, softmax, LayerNorm and bias, and element-wise operators that broadcast (`functional.spread`
 says why). docs/performance.md has the times.
 
+MindSpore starts an operator as soon as its inputs are there: what a gradient takes from the forward alone would be
+computed, and held, during the forward. `ops.Depend` on the incoming gradient keeps it back.
+
 A `bprop` consists of operators only, `ops.Tile` and not `ops.tile`: one that calls Python functions spoils later
 compilations of a process (2.10).
 
@@ -67,6 +70,10 @@ class Gelu(nn.Cell):
 class GeluWithFactor(nn.Cell):
     """x Phi(x), and for the gradient Phi(x)."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.depend = ops.Depend()
+
     def construct(self, x):
         square = x * x
         p = (((P4 * square + P3) * square + P2) * square + P1) * square + P0
@@ -74,6 +81,7 @@ class GeluWithFactor(nn.Cell):
         return x * factor, factor
 
     def bprop(self, x, out, dout):
+        x = self.depend(x, dout[0])
         density = INVERSE_ROOT_2PI * ops.exp(-0.5 * (x * x))
         return (dout[0] * (out[1] + x * density),)
 
@@ -97,15 +105,17 @@ class NormaliseRows(nn.Cell):
         super().__init__()
         self.epsilon = epsilon
         self.norm = ops.LayerNorm(1, 1, epsilon)
-        self.product, self.tile = ops.MatMul(), ops.Tile()
+        self.product, self.tile, self.depend = ops.MatMul(), ops.Tile(), ops.Depend()
 
     def construct(self, x, gamma, beta):
         return self.norm(x, gamma, beta)
 
     def bprop(self, x, gamma, beta, out, dout):
-        gradient, inverse = dout[0], ops.rsqrt(out[2] + self.epsilon)
+        gradient = dout[0]
+        x, gamma = self.depend(x, gradient), self.depend(gamma, gradient)
+        inverse = ops.rsqrt(self.depend(out[2], gradient) + self.epsilon)
         rows, width = x.shape
-        centred = x - self.tile(out[1], (1, width))
+        centred = x - self.tile(self.depend(out[1], gradient), (1, width))
         product = gradient * centred
         weight = gamma.reshape(-1, 1) * (1.0 / width)
         mean = self.product(gradient, weight)  # of gradient * gamma
@@ -147,13 +157,14 @@ class ConvolveDepthwise3x3(nn.Cell):
         super().__init__()
         self.convolve = ops.Conv2D(channels, 3, pad_mode="pad", pad=1, group=channels)
         self.reverse = Tensor(np.eye(9, dtype=np.float32)[::-1].copy())
-        self.product, self.slice = ops.MatMul(), ops.Slice()
+        self.product, self.slice, self.depend = ops.MatMul(), ops.Slice(), ops.Depend()
         self.join_rows, self.join_columns = ops.Concat(1), ops.Concat(2)
 
     def construct(self, x, weight):
         return self.convolve(x, weight)
 
     def bprop(self, x, weight, out, dout):
+        x = self.depend(x, dout)
         b, c, height, width = x.shape
         reversed_weight = self.product(weight.reshape(c, 9), self.reverse).reshape(c, 1, 3, 3)
         maps, row = b * c, width + 1
@@ -186,6 +197,7 @@ class AttentionCore(nn.Cell):
         self.weigh = ops.BatchMatMul()
         self.gather = ops.BatchMatMul(transpose_a=True)
         self.product, self.softmax, self.join = ops.MatMul(), ops.Softmax(-1), ops.Concat(-1)
+        self.depend = ops.Depend()
         self.minus = Tensor(np.full((head_width, 1), -1.0, np.float32))
 
     def construct(self, q, k, v):
@@ -197,7 +209,7 @@ class AttentionCore(nn.Cell):
         b, heads, n, width = q.shape
         level = self.product((out[0] * gradient).reshape(b * heads * n, width), self.minus).reshape(b, heads, n, 1)
         one = ops.ones((b, heads, v.shape[2], 1), ms.float32)
-        dscore = share * self.similarity(self.join((gradient, level)), self.join((v, one)))
+        dscore = share * self.similarity(self.join((gradient, level)), self.join((self.depend(v, gradient), one)))
         return self.weigh(dscore, k), self.gather(dscore, q), self.gather(share, gradient)
 
 
@@ -219,6 +231,6 @@ class BiasedAttentionCore(AttentionCore):
         b, heads, n, width = q.shape
         level = self.product((out[0] * gradient).reshape(b * heads * n, width), self.minus).reshape(b, heads, n, 1)
         one = ops.ones((b, heads, n, 1), ms.float32)
-        dscore = share * self.similarity(self.join((gradient, level)), self.join((v, one)))
+        dscore = share * self.similarity(self.join((gradient, level)), self.join((self.depend(v, gradient), one)))
         dbias = self.product(ops.ones((1, b), ms.float32), dscore.reshape(b, heads * n * n)).reshape(bias.shape)
         return self.weigh(dscore, k), self.gather(dscore, q), self.gather(share, gradient), dbias, 0.0 * mask
