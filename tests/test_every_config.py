@@ -18,10 +18,14 @@ def test_there_are_experiments():
     assert len(EXPERIMENTS) >= 4
 
 
+def test_no_two_experiments_share_a_run_folder():
+    names = [load_config(path).name for path in EXPERIMENTS]
+    assert sorted(set(names)) == sorted(names)
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_builds(path: Path):
     config = load_config(path)
-    assert config.name == path.stem
     loss = create_loss(config.loss, CLASSES)
     assert loss.terms
     with no_init_parameters():

@@ -9,6 +9,7 @@ from src.config_options import check_options
 from src.data.classes import Classes
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
+from src.data.holdout import select_part, split_part
 from src.data.loader import SampleStream, create_batches
 from src.data.reading import Item, Sample, item_size, read_item
 from src.data.transforms import (
@@ -36,10 +37,14 @@ def load_classes(data: DataConfig) -> Classes:
 
 
 def load_items(data: DataConfig, split: str) -> list[Item]:
-    """The items of one split; raises ValueError for options that the data set does not take."""
+    """The items of one split, or of a part of it (see holdout.py).
+
+    Raises ValueError for options that the data set does not take.
+    """
     items, _ = lookup(DATASETS, data.dataset, "data set")
     options = check_options(f"data.options ({data.dataset})", items, data.options, positional=2)
-    return items(data.root, split, **options)
+    name, part = split_part(split)
+    return select_part(items(data.root, name, **options), part)
 
 
 def train_transforms(
