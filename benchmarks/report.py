@@ -20,6 +20,8 @@ MARKERS = "<!-- {name}: begin -->", "<!-- {name}: end -->"
 NAMES = {OURS: "ours", "eager": "PyTorch eager", "compile": "torch.compile", "bfloat16": "PyTorch bfloat16"}
 NOT_RUN = "Not measured yet: `{command}`."
 TYPES = 14  # operator types in the table
+PRODUCTS = ("MatMul", "BatchMatMul", "Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput")
+PARTS = ("backbone", "head", "loss", "optimiser", "unnamed")
 AXES = {"tokens": "tokens", "batch": "images a batch", "classes": "classes"}
 
 
@@ -139,10 +141,15 @@ def memory_ratio(entry: dict) -> str:
 
 
 def operators(results: dict) -> str:
-    """Milliseconds of the operator types that take most of a step."""
+    """Shares of products and parts, then milliseconds of the operator types that take most of a step."""
     if not results:
         return NOT_RUN.format(command="python -m benchmarks.operators")
-    sections = []
+    rows = []
+    for entry in results.values():
+        products = sum(entry["types"].get(name, 0.0) for name in PRODUCTS)
+        parts = [f"{entry['parts'].get(part, 0.0) / entry['total']:.1%}" for part in PARTS]
+        rows.append([entry["title"], f"{entry['total']:.0f}", f"{products / entry['total']:.1%}", *parts])
+    sections = [table(["row", "ms", "products and convolutions", *PARTS], rows)]
     for entry in results.values():
         largest = list(entry["types"].items())[:TYPES]
         rows = [[name, f"{ms:.0f}", f"{ms / entry['total']:.1%}"] for name, ms in largest]
