@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 SHARE = 10  # one item in ten is held out
 BLOCKS = 4
-PART = re.compile(r"(?P<split>[^\[\]]+)\[(?P<part>[^\[\]]*)\]")
+PART = r"(?P<split>[^\[\]]+)\[(?P<part>[^\[\]]*)\]"
 HELD, FIT = "held", "fit"
 
 
@@ -19,7 +19,7 @@ def split_part(split: str) -> tuple[str, str | None]:
 
     Raises ValueError for another part than `fit` and `held`.
     """
-    match = PART.fullmatch(split)
+    match = re.fullmatch(PART, split)
     if match is None:
         return split, None
     if match["part"] not in (FIT, HELD):
