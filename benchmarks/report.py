@@ -18,7 +18,6 @@ from src import cli
 PAGE, FIGURE = Path("docs/performance.md"), Path("docs/growth.png")
 MARKERS = "<!-- {name}: begin -->", "<!-- {name}: end -->"
 NAMES = {OURS: "ours", "eager": "PyTorch eager", "compile": "torch.compile", "bfloat16": "PyTorch bfloat16"}
-NOT_RUN = "Not measured yet: `{command}`."
 TYPES = 14  # operator types in the table
 PRODUCTS = ("MatMul", "BatchMatMul", "Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput")
 PARTS = ("backbone", "head", "loss", "optimiser", "unnamed")
@@ -26,26 +25,23 @@ AXES = {"tokens": "tokens", "batch": "images a batch", "classes": "classes"}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the results, rewrites the page, draws the figure."""
+    """Reads the results, rewrites the sections that have some, draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=str(RESULTS), metavar="DIR", help=f"results files (default {RESULTS})")
     parser.add_argument("--page", default=str(PAGE), metavar="FILE", help=f"page to rewrite (default {PAGE})")
     parser.add_argument("--figure", default=str(FIGURE), metavar="FILE", help=f"plot of growth (default {FIGURE})")
     options = parser.parse_args(arguments)
-    page, results = Path(options.page), Path(options.results)
+    page, folder = Path(options.page), Path(options.results)
     text = page.read_text(encoding="utf-8")
-    growth = read_results(results / "growth.json")
-    sections = {
-        "side by side": side_by_side(read_results(results / "side_by_side.json")),
-        "operators": operators(read_results(results / "operators.json")),
-        "start up": start_up(read_results(results / "start_up.json")),
-        "growth": growth_table(growth),
-    }
-    for name, section in sections.items():
-        text = replace_section(text, name, section, page)
+    files = {name: read_results(folder / f"{name.replace(' ', '_')}.json") for name in SECTIONS}
+    if not any(files.values()):
+        raise FileNotFoundError(f"{folder}: no results; the benchmarks write them into {RESULTS} unless told otherwise")
+    for name, write in SECTIONS.items():
+        if files[name]:
+            text = replace_section(text, name, write(files[name]), page)
     page.write_text(text, encoding="utf-8")
-    if growth:
-        draw_growth(growth).savefig(options.figure, dpi=120)
+    if files["growth"]:
+        draw_growth(files["growth"]).savefig(options.figure, dpi=120)
 
 
 def replace_section(text: str, name: str, section: str, page: Path) -> str:
@@ -77,8 +73,6 @@ def run_lines(results: dict) -> str:
 
 def side_by_side(results: dict) -> str:
     """Times and ratios of every row; then shares of the peak and memory."""
-    if not results:
-        return NOT_RUN.format(command="python -m benchmarks.side_by_side")
     times = table(
         ["row", "calls", *[f"{NAMES[name]}, s" for name in CONTENDERS],
          *[f"ours / {NAMES[name]}" for name in CONTENDERS if name != OURS]],
@@ -142,8 +136,6 @@ def memory_ratio(entry: dict) -> str:
 
 def operators(results: dict) -> str:
     """Shares of products and parts, then milliseconds of the operator types that take most of a step."""
-    if not results:
-        return NOT_RUN.format(command="python -m benchmarks.operators")
     rows = []
     for entry in results.values():
         products = sum(entry["types"].get(name, 0.0) for name in PRODUCTS)
@@ -161,8 +153,6 @@ def operators(results: dict) -> str:
 
 def start_up(results: dict) -> str:
     """Medians of every phase."""
-    if not results:
-        return NOT_RUN.format(command="python -m benchmarks.start_up")
     rows = [
         [entry["title"], kind, str(len(starts)),
          *[f"{statistics.median(start[phase] for start in starts):.1f}" for phase in PHASES]]
@@ -189,14 +179,17 @@ def growth_series(results: dict) -> dict[tuple[str, str], dict[str, list[float]]
 
 
 def growth_table(results: dict) -> str:
-    """Growth from the first to the last point of each series."""
-    if not results:
-        return NOT_RUN.format(command="python -m benchmarks.growth")
+    """Growth from the first to the last point of each series, and how ours compares at every point."""
     rows = []
     for (name, mode), lines in growth_series(results).items():
         values = lines.pop("value")
-        rows.append([name, mode, f"{values[0]} to {values[-1]}", *[f"{line[-1]:.2f}" for line in lines.values()]])
+        entries = [each for value in values for each in results.values()
+                   if (each["series"], each["mode"], each["value"]) == (name, mode, value)]  # fmt: skip
+        compared = ", ".join(ratio(entry, "eager").split("*")[2] for entry in entries)
+        growth = [f"{line[-1]:.2f}" for line in lines.values()]
+        rows.append([name, mode, f"{values[0]} to {values[-1]}", *growth, compared, memory_ratio(entries[-1])])
         heads = ["series", "mode", "from, to", *[f"{line}, times" for line in lines]]
+    heads += ["ours / PyTorch eager at each point", "memory, ours / eager, at the last"]
     return table(heads, rows) + "\n\n![growth](growth.png)\n\n" + run_lines(results)
 
 
@@ -218,6 +211,9 @@ def draw_growth(results: dict) -> Figure:
             plot.minorticks_off()
             plot.legend()
     return figure
+
+
+SECTIONS = {"side by side": side_by_side, "operators": operators, "start up": start_up, "growth": growth_table}
 
 
 if __name__ == "__main__":

@@ -249,8 +249,10 @@ def test_report_fills_the_page(tmp_path):
     page, figure = tmp_path / "page.md", tmp_path / "growth.png"
     page.write_text((Path(__file__).resolve().parents[1] / report.PAGE).read_text(encoding="utf-8"), encoding="utf-8")
     arguments = ["--results", str(tmp_path), "--page", str(page), "--figure", str(figure)]
-    report.main(arguments)
-    assert page.read_text().count("Not measured yet") == 4 and not figure.exists()
+    before = page.read_text()
+    with pytest.raises(FileNotFoundError, match="no results"):
+        report.main(arguments)
+    assert page.read_text() == before and not figure.exists()
     add_result(tmp_path / "side_by_side.json", "row", result_entry("row Z"))
     add_result(tmp_path / "side_by_side.json", "row", result_entry("row A"))  # in place of row Z
     for mode in ("forward", "train"):
@@ -266,7 +268,9 @@ def test_report_fills_the_page(tmp_path):
     text = page.read_text()
     assert "| row A | 1 | 3.000 | 1.500 | failed, see below | - | **2.00** (2.00 to 2.00) |" in text
     assert "- torch.compile, row A: no g++" in text and "row Z" not in text
-    assert "| tokens | train | 256 to 1024 | 4.00 | 5.00 | 1.00 |" in text
+    assert "| tokens | train | 256 to 1024 | 4.00 | 5.00 | 1.00 | 2.00, 2.00 | 0.50 |" in text
+    operators = before.split("operators: begin")[1].split("operators: end")[0]
+    assert operators in text  # there is no file of operators: the section stays
     assert "| row A | cold | 2 | 2.0 | 2.0 | 2.0 | 2.0 | 2.0 |" in text and figure.stat().st_size > 0
     page.write_text("no markers")
     with pytest.raises(ValueError, match="side by side: begin"):

@@ -28,7 +28,7 @@ class PredictNet(nn.Cell):
         self.network, self.size, self.labels = network, tuple(size), kind == "labels"
         # Sizes known only at run time do not export through ops.interpolate.
         self.resize = ops.ResizeBilinearV2(align_corners=False, half_pixel_centers=True)
-        self.argmax, self.product = ops.Argmax(axis=-1, output_type=ms.int32), ops.MatMul()
+        self.argmax = ops.Argmax(axis=1, output_type=ms.int32)
         self.set_inputs(Tensor(shape=[1, None, None, 3], dtype=ms.uint8))
         self.set_train(False)
 
@@ -37,19 +37,7 @@ class PredictNet(nn.Cell):
         image = image.transpose(0, 3, 1, 2).astype(ms.float32)
         image = ops.concat((image[:, 2:3], image[:, 1:2], image[:, 0:1]), 1)  # BGR to RGB
         logits = self.network(self.resize(image, self.size))["logits"]
+        logits = self.resize(logits, (height, width))  # (1, K, H, W)
         if self.labels:
-            return self.winners(logits, height, width).astype(ms.uint8)
-        return self.resize(logits, (height, width))  # (1, K, H, W)
-
-    def winners(self, logits, height, width):
-        """Class of the largest of the resized logits (1, K, h, w): (1, H, W) int32.
-
-        The resize is a product with the weights of its rows and one with those of its columns, which are the resized
-        identity. So classes can lie innermost, where finding the largest takes a quarter of the time.
-        """
-        _, k, h, w = logits.shape
-        rows = self.resize(ops.eye(h, h, ms.float32).reshape(1, 1, h, h), (height, h)).reshape(-1, h)  # (H, h)
-        columns = self.resize(ops.eye(w, w, ms.float32).reshape(1, 1, w, w), (width, w)).reshape(-1, w)  # (W, w)
-        x = self.product(columns, logits.transpose(0, 3, 2, 1).reshape(w, h * k))
-        x = x.reshape(-1, h, k).transpose(1, 0, 2).reshape(h, -1)  # (h, W * K)
-        return self.argmax(self.product(rows, x).reshape(1, height, width, k))
+            return self.argmax(logits).astype(ms.uint8)
+        return logits
