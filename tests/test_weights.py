@@ -174,6 +174,7 @@ def test_a_ckpt_of_mindspore_is_read(tmp_path):
     assert equal(weights_of(fresh), weights_of(network))
     halves = [{"name": p.name, "data": ms.Tensor(p.asnumpy(), ms.bfloat16)} for p in network.get_parameters()]
     ms.save_checkpoint(halves, str(file))
+    assert {array.dtype.name for array in weights.read_tensors(file)[0].values()} == {"float32"}
     weights.load_weights(fresh, file)
     for name, value in weights_of(fresh).items():
         np.testing.assert_allclose(value, weights_of(network)[name], rtol=2**-8)
