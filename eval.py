@@ -19,7 +19,7 @@ def main() -> None:
     parser = cli.config_parser(__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--checkpoint", metavar="PATH", help="checkpoint folder, run folder (its best) or weights .safetensors file"
+        "--checkpoint", metavar="PATH", help="checkpoint folder, run folder (its best), .safetensors or .ckpt file"
     )
     source.add_argument("--model", metavar="FILE.mindir", help="model written by export.py")
     parser.add_argument("--output", metavar="FILE.json", help="where to write the summary as JSON")

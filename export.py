@@ -16,8 +16,9 @@ import numpy as np
 from src import cli, distributed
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
 from src.data import load_classes
-from src.engine import checkpoint
-from src.engine.graphs import MindIR, call_graph, export_mindir, file_hash, read_info
+from src.engine import weights
+from src.engine.checkpoint_files import file_hash
+from src.engine.graphs import MindIR, call_graph, export_mindir, read_info
 from src.engine.predict_net import KINDS, PredictNet
 from src.models import create_model
 
@@ -27,7 +28,7 @@ TOLERANCE = 1e-3  # share of pixels that may be labelled otherwise, summed over 
 def main() -> None:
     """Reads the command line and exports or inspects."""
     parser = cli.config_parser(__doc__, required=False)
-    parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint folder, run folder or .safetensors file")
+    parser.add_argument("--checkpoint", metavar="PATH", help="folder of a checkpoint or run, .safetensors or .ckpt")
     parser.add_argument("--output", metavar="FILE.mindir", help="where to write the model")
     parser.add_argument("--kind", choices=KINDS, default="labels", help="what the model returns (default: labels)")
     parser.add_argument("--inspect", metavar="FILE.mindir", help="print what a model says of itself, and stop")
@@ -54,8 +55,8 @@ def main() -> None:
 def export(config: Config, source: str, output: Path, kind: str) -> None:
     """Writes the model, loads it again and compares it with the network; raises RuntimeError where they disagree."""
     classes = load_classes(config.data)
-    file = checkpoint.weights_file(source)
-    checkpoint.require_classes(file, classes.names)
+    file = weights.weights_file(source)
+    weights.require_classes(file, classes.names)
     build = partial(build_graph, config, len(classes), file, kind)
     info = {
         "kind": kind, "size": json.dumps(config.eval.size), "classes": json.dumps(classes.names),
@@ -78,7 +79,7 @@ def export(config: Config, source: str, output: Path, kind: str) -> None:
 def build_graph(config: Config, num_classes: int, file: Path, kind: str) -> PredictNet:
     """The served graph of a weights file."""
     network = create_model(config.model, num_classes, config.eval.size)
-    checkpoint.load_weights(network, file)
+    weights.load_weights(network, file)
     return PredictNet(network, config.eval.size, kind)
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     """Reads the command line and labels the images."""
     parser = cli.config_parser(__doc__, required=False)
     parser.add_argument("--model", metavar="FILE.mindir", help="model written by export.py; takes no --config")
-    parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint folder, run folder or .safetensors file")
+    parser.add_argument("--checkpoint", metavar="PATH", help="folder of a checkpoint or run, .safetensors or .ckpt")
     parser.add_argument("--input", nargs="+", metavar="PATH", help="images or folders of images")
     parser.add_argument("--output", metavar="DIR", help="folder for the results")
     parser.add_argument("--device", default="CPU", choices=("CPU", "GPU", "Ascend"), help="with --model (default CPU)")

@@ -1,6 +1,6 @@
 """Trains a network: python train.py --config FILE [key=value ...]
 
-Goes on from the latest checkpoint of the run's folder, output_dir/name, where there is one.
+Goes on from the newest good checkpoint of the run's folder, output_dir/name, where there is one.
 """
 
 from functools import partial
@@ -11,7 +11,7 @@ import numpy as np
 from src import cli, distributed
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
 from src.data import create_eval_samples, create_train_batches, load_classes
-from src.engine import checkpoint
+from src.engine import checkpoint, weights
 from src.engine.evaluator import evaluate
 from src.engine.graph_cache import graph_cache, require_folder
 from src.engine.graphs import NetworkLogits
@@ -58,7 +58,7 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
         require_folder(config.device.compile_cache, config.device.mode)
     run = open_run(config.output_dir, config.name, config_to_yaml(config), create=rank == 0)
     optimizer = create_optimizer(network, config.optimizer)
-    state = start(config, run, network, optimizer, classes)
+    state = start(config, run, network, optimizer, classes, rank, world_size)
     first_step, settings = state.get("step", 0), config.train
     if first_step >= settings.steps:
         get_console().print(f"{run}: all {settings.steps} steps are done")
@@ -76,7 +76,8 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
     loop = Loop(
         run=run, steps=settings.steps, first_step=first_step, batch_size=settings.batch_size,
         accumulate=settings.accumulate, log_every=settings.log_every, evaluate_every=settings.evaluate_every,
-        checkpoint_every=settings.checkpoint_every, seed=config.seed, rank=rank, world_size=world_size,
+        checkpoint_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints,
+        seed=config.seed, rank=rank, world_size=world_size,
         classes={"names": classes.names, "palette": classes.palette},
     )  # fmt: skip
     validate = create_validation(config, network, classes, samples, rank, world_size)
@@ -88,7 +89,7 @@ def graph_facts(config: Config, num_classes: int, rank: int, world_size: int) ->
     """Everything besides the sources that the compiled training step depends on."""
     settings = config.model_dump(mode="json")
     sections = {name: settings[name] for name in ("model", "loss", "optimizer")}
-    del sections["model"]["pretrained"]
+    del sections["model"]["pretrained"], sections["model"]["reset_classifier"]
     for name in ("lr", "min_lr", "power", "warmup_steps", "warmup_ratio"):  # numbers of a step, inputs of the graph
         del sections["optimizer"][name]
     sizes = {
@@ -98,19 +99,19 @@ def graph_facts(config: Config, num_classes: int, rank: int, world_size: int) ->
     return {**sections, **sizes, "target": config.device.target, "rank": rank, "world_size": world_size}
 
 
-def start(config: Config, run: Path, network, optimizer, classes) -> dict:
-    """Loads the first that exists: the run's latest checkpoint, pretrained weights; returns the checkpoint's state."""
-    latest = checkpoint.latest_checkpoint(run)
-    if latest:
-        checkpoint.require_classes(latest, classes.names)
-        state = checkpoint.restore(latest, network, optimizer)
-        get_console().print(f"going on from {latest}, step {state['step']}")
+def start(config: Config, run: Path, network, optimizer, classes, rank: int, world_size: int) -> dict:
+    """Loads the first that exists: the run's newest good checkpoint, pretrained weights; the checkpoint's state."""
+    state = checkpoint.resume(run, network, optimizer, classes.names, rank, world_size)
+    if state is not None:
         return state
-    if config.model.pretrained:
-        file = checkpoint.load_pretrained(network, config.model.pretrained)
-        get_console().print(f"backbone from {file}")
-    else:
+    source = config.model.pretrained
+    if not source:
         get_console().print("fresh weights")
+    elif config.model.reset_classifier:
+        file, fresh = weights.load_except_classes(network, source)
+        get_console().print(f"weights from {file}, fresh because they depend on the classes: {', '.join(fresh)}")
+    else:
+        get_console().print(f"backbone from {weights.load_pretrained(network, source)}")
     return {}
 
 
@@ -131,7 +132,7 @@ def count(group: list[dict]) -> np.ndarray:
 def create_validation(config: Config, network, classes, samples, rank: int, world_size: int):
     """A function that evaluates the network's present weights as eval.py would, and returns the summary."""
     make = NetworkLogits(
-        partial(create_model, config.model, len(classes)), partial(checkpoint.copy_weights, network)
+        partial(create_model, config.model, len(classes)), partial(weights.copy_weights, network)
     )
     predict = partial(predict_label, settings=config.eval, make=make, num_classes=len(classes))
     all_reduce = distributed.sum_counts if world_size > 1 else None

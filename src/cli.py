@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from src.constants import DISK_FULL
+
 MISUSE = 2
 TRACEBACK_VARIABLE = "ECENET_TRACEBACK"
 
@@ -30,7 +32,10 @@ def config_parser(description: str, required: bool = True) -> argparse.ArgumentP
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command line and exits: 0 when it returns, 2 with the message of an error in what it was given."""
+    """Runs a command line and exits: 0 when it returns, 2 with the message of an error in what it was given.
+
+    A full disk is told in a line, too, with exit code 1.
+    """
     try:
         main()
     except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as error:
@@ -38,6 +43,12 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISUSE)
+    except OSError as error:
+        if error.errno not in DISK_FULL or os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -90,9 +90,18 @@ class ModelConfig(Settings):
 
     backbone: Named
     head: Named
-    pretrained: str | None = None  # backbone weights to start from
+    pretrained: str | None = None  # weights to start from: the backbone of a .safetensors or .ckpt file or a run
+    # Take the head from `pretrained`, too, but for what depends on the classes, which starts fresh.
+    reset_classifier: bool = False
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.reset_classifier and not self.pretrained:
+            text = "model.reset_classifier needs model.pretrained, weights of a whole network"
+            refuse((text, ("model.reset_classifier", "model.pretrained")))
+        return self
 
 
 class OptimizerConfig(Settings):
@@ -128,6 +137,7 @@ class TrainConfig(Settings):
     log_every: PositiveInt = 50
     evaluate_every: PositiveInt = 4000
     checkpoint_every: PositiveInt = 4000
+    keep_checkpoints: PositiveInt = 2  # newest ones, besides the best: should the last be damaged, there is another
 
 
 class EvalConfig(Settings):

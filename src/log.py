@@ -157,8 +157,11 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds a record. NumPy numbers and arrays become plain ones; NaN and infinities, which JSON lacks, null."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_to_line(record))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_to_line(record))
+        except OSError as error:  # of a full disk: without the name
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def truncate_after(self, step: int) -> None:
         """Drops records with a larger `step`, in one move: what a resumed run will write again."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from src.config import Config, EvalConfig
 from src.data.classes import Classes
-from src.engine import checkpoint
+from src.engine import weights
 from src.engine.graphs import MindIR, NetworkLogits
 from src.engine.inference import predict_label
 from src.models import create_model
@@ -38,11 +38,11 @@ class Predictor:
 
 
 def from_checkpoint(config: Config, classes: Classes, path: str | Path) -> Predictor:
-    """Predictor of a checkpoint (folder, run folder or .safetensors file) by the settings of `config.eval`."""
-    file = checkpoint.weights_file(path)
-    checkpoint.require_classes(file, classes.names)
+    """Predictor of a checkpoint (folder, run folder, .safetensors or .ckpt file) by the settings of `config.eval`."""
+    file = weights.weights_file(path)
+    weights.require_classes(file, classes.names)
     make = NetworkLogits(
-        partial(create_model, config.model, len(classes)), partial(checkpoint.load_weights, path=file)
+        partial(create_model, config.model, len(classes)), partial(weights.load_weights, path=file)
     )
     make(config.eval.size)  # a file that does not fit is refused here
     predict = partial(predict_label, settings=config.eval, make=make, num_classes=len(classes))

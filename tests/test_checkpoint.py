@@ -1,33 +1,23 @@
-"""Checkpoints: what is kept, exact resuming, and every way in which a file can fail to fit."""
+"""Checkpoints: exact resuming, and going on from the last good one, whatever happened to the others."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from mindspore import Tensor
-from safetensors.numpy import save_file
 
 import train
-from src.config import OptimizerConfig, load_config
+from src import distributed
+from src.config import load_config
 from src.engine import checkpoint, trainer
-from src.engine.optimizer import create_optimizer
+from src.engine.checkpoint_files import FILES, MARKER
 from src.log import read_metrics
-from tests.tiny import tiny_network, weights_of, write_config
+from tests.checkpoint_writer import names
+from tests.tiny import equal, weights_of, with_optimizer, write_config
 
-
-def with_optimizer(seed: int = 0):
-    """A network and its optimiser, both filled with values of a seed."""
-    network = tiny_network(head="fcn")
-    optimizer = create_optimizer(network, OptimizerConfig(name="adamw", lr=1.0))
-    rng = np.random.default_rng(seed)
-    for parameter in [*network.get_parameters(), *optimizer.moments, *optimizer.squares]:
-        parameter.set_data(Tensor(rng.random(parameter.shape).astype(np.float32)))
-    return network, optimizer
-
-
-def equal(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+CLASSES = {"names": ["a", "b", "c", "d"], "palette": []}
 
 
 def test_restore_gives_back_what_was_saved(tmp_path):
@@ -43,37 +33,132 @@ def test_restore_gives_back_what_was_saved(tmp_path):
     assert len(states) == 2 * len(network.trainable_params()) and not set(states) & set(weights_of(network))
 
 
-def test_latest_and_best_are_kept_and_no_others(tmp_path):
-    network, optimizer = with_optimizer()
-    root = tmp_path / "checkpoints"
-    assert checkpoint.latest_checkpoint(tmp_path) is None
-    for step, best in ((10, True), (20, False), (30, False)):
-        checkpoint.save_checkpoint(tmp_path, step, network, optimizer, {}, best)
-        (root / "step_00000025.incomplete").mkdir(exist_ok=True)  # left by a run that was killed
-    names = {path.name for path in root.iterdir()} - {"step_00000025.incomplete"}
-    assert names == {"step_00000010", "step_00000030", "latest", "best"}
-    assert checkpoint.latest_checkpoint(tmp_path).name == "step_00000030"
-    assert (root / "best").resolve().name == "step_00000010"
-    checkpoint.save_checkpoint(tmp_path, 40, network, optimizer, {}, best=True)
-    assert {path.name for path in root.iterdir()} == {"step_00000040", "latest", "best"}
-    moved = tmp_path.with_name("moved")
-    shutil.move(tmp_path, moved)
-    assert checkpoint.latest_checkpoint(moved) == moved / "checkpoints" / "step_00000040"
-    shutil.move(moved, tmp_path)
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run with checkpoints of the steps 10, 20 (the best) and 30, each of other values."""
+    for step in (10, 20, 30):
+        state = {"best_miou": 0.1, "best_step": min(step, 20)}
+        checkpoint.save_checkpoint(tmp_path, step, *with_optimizer(step), state, step == 20, CLASSES, keep=3)
+    return tmp_path
 
 
-def test_what_a_path_means(tmp_path):
-    network, optimizer = with_optimizer()
-    first = checkpoint.save_checkpoint(tmp_path, 1, network, optimizer, {}, best=False)
-    assert checkpoint.weights_file(tmp_path).resolve() == first / "weights.safetensors"  # no best yet: the latest
-    best = checkpoint.save_checkpoint(tmp_path, 2, network, optimizer, {}, best=True)
-    latest = checkpoint.save_checkpoint(tmp_path, 3, network, optimizer, {}, best=False)
-    assert checkpoint.weights_file(tmp_path).resolve() == best / "weights.safetensors"
-    assert checkpoint.weights_file(latest) == latest / "weights.safetensors"
-    assert checkpoint.weights_file(latest / "weights.safetensors") == latest / "weights.safetensors"
-    for wrong in (tmp_path / "nothing", tmp_path / "nothing.safetensors"):
-        with pytest.raises(FileNotFoundError, match="no weights at .*nothing.*; looked for .*nothing"):
-            checkpoint.weights_file(wrong)
+def damage(file: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def resumed(run: Path, capsys) -> tuple[dict, str]:
+    """State and messages of going on; the weights are those of the state's step."""
+    network, optimizer = with_optimizer(1)
+    state = checkpoint.resume(run, network, optimizer, CLASSES["names"])
+    expected, expected_optimizer = with_optimizer(state["step"])
+    assert equal(weights_of(network), weights_of(expected))
+    assert equal(checkpoint.parameters_of(optimizer), checkpoint.parameters_of(expected_optimizer))
+    return state, capsys.readouterr().out
+
+
+def target(run: Path, link: str) -> str:
+    """Name of the complete checkpoint that a link names."""
+    folder = (run / "checkpoints" / link).resolve(strict=True)
+    assert checkpoint.problems_of(folder) == []
+    return folder.name
+
+
+def test_a_new_run_has_nothing_to_go_on_from(tmp_path):
+    assert checkpoint.resume(tmp_path, *with_optimizer(), CLASSES["names"]) is None
+
+
+def test_going_on_from_the_newest(run, capsys):
+    state, told = resumed(run, capsys)
+    assert state == {"step": 30, "best_miou": 0.1, "best_step": 20}
+    assert told == f"going on from {run}/checkpoints/step_00000030, step 30\n"
+    moved = run.with_name("moved")
+    run.rename(moved)
+    assert resumed(moved, capsys)[0] == state and target(moved, "latest") == "step_00000030"
+
+
+@pytest.mark.parametrize("name", [*FILES, MARKER])
+def test_a_damaged_one_is_passed_over_aloud(name, run, capsys):
+    root = run / "checkpoints"
+    damage(root / "step_00000030" / name)
+    (root / "step_00000040.incomplete").mkdir()  # of a process that was killed
+    state, told = resumed(run, capsys)
+    assert state == {"step": 20, "best_miou": 0.1, "best_step": 20}
+    first, second = told.splitlines()
+    assert first.startswith(f"warning: passed over {root}/step_00000030: ") and name in first
+    assert second == f"going on from {root}/step_00000020, step 20"
+    assert (target(run, "latest"), target(run, "best")) == ("step_00000020", "step_00000020")
+    assert names(root) == {"step_00000010", "step_00000020", "step_00000030.damaged", "latest", "best"}
+    checkpoint.save_checkpoint(run, 25, *with_optimizer(25), {}, False)
+    assert names(root) == {"step_00000020", "step_00000025", "step_00000030.damaged", "latest", "best"}
+    checkpoint.save_checkpoint(run, 30, *with_optimizer(30), {}, False)
+    assert names(root) == {"step_00000020", "step_00000030", "latest", "best"}
+
+
+def test_a_latest_that_is_gone_is_said(run, capsys):
+    shutil.rmtree(run / "checkpoints" / "step_00000030")
+    state, told = resumed(run, capsys)
+    assert state["step"] == 20 and target(run, "latest") == "step_00000020"
+    assert f"passed over {run}/checkpoints/step_00000030: the folder is gone" in told
+
+
+def test_nothing_good_is_left(run):
+    for step in (10, 20, 30):
+        damage(run / "checkpoints" / f"step_000000{step}" / "weights.safetensors")
+    before = names(run / "checkpoints")
+    with pytest.raises(ValueError, match="no usable checkpoint in .*; bring one back from a copy, or") as caught:
+        checkpoint.resume(run, *with_optimizer(), CLASSES["names"])
+    assert [line.split(":")[0].rsplit("/")[-1] for line in str(caught.value).splitlines()[1:]] == [
+        "step_00000030", "step_00000020", "step_00000010",
+    ]  # fmt: skip
+    assert names(run / "checkpoints") == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_a_way_out(run):
+    for step in (10, 20, 30):
+        (run / "checkpoints" / f"step_000000{step}" / MARKER).unlink()
+    with pytest.raises(ValueError, match="complete.json is missing: .* by a version that wrote no such file "):
+        checkpoint.resume(run, *with_optimizer(), CLASSES["names"])
+
+
+def test_a_lost_best_is_said_and_made_anew(run, capsys):
+    damage(run / "checkpoints" / "step_00000020" / "optimizer.safetensors")
+    state, told = resumed(run, capsys)
+    assert state == {"step": 30}  # so that the next evaluation counts as the best
+    assert f"{run}/checkpoints/best is lost, step_00000020: optimizer.safetensors has other content" in told
+    assert names(run / "checkpoints") == {"step_00000010", "step_00000020.damaged", "step_00000030", "latest"}
+    assert resumed(run, capsys)[0] == state
+
+
+@pytest.mark.parametrize("link", ["latest", "best"])
+def test_killed_before_a_link_was_set(link, run, capsys):
+    state = {"best_miou": 0.2, "best_step": 40}
+    checkpoint.save_checkpoint(run, 40, *with_optimizer(40), state, True, CLASSES, keep=4)
+    file = run / "checkpoints" / link
+    file.unlink()
+    os.symlink("step_00000020", file)
+    assert resumed(run, capsys)[0] == {"step": 40, **state}
+    assert (target(run, "latest"), target(run, "best")) == ("step_00000040", "step_00000040")
+
+
+def test_checkpoints_of_other_classes_are_refused(run):
+    with pytest.raises(ValueError, match="trained for the 4 classes a, b, c, d; the data set of the config has the 1"):
+        checkpoint.resume(run, *with_optimizer(), ("sky",))
+
+
+def test_all_ranks_go_on_from_the_same(run, monkeypatch):
+    damage(run / "checkpoints" / "step_00000030" / "weights.safetensors")
+    sent = []
+    monkeypatch.setattr(distributed, "sum_counts", lambda counts: sent.append(counts) or np.array([20, 1]))
+    monkeypatch.setattr(checkpoint, "choose", lambda root: pytest.fail("only rank 0 chooses"))
+    network, optimizer = with_optimizer(1)
+    assert checkpoint.resume(run, network, optimizer, CLASSES["names"], 1, 2)["step"] == 20
+    monkeypatch.undo()
+    monkeypatch.setattr(distributed, "sum_counts", lambda counts: sent.append(counts) or counts)
+    assert checkpoint.resume(run, network, optimizer, CLASSES["names"], 0, 2)["step"] == 20
+    assert [list(counts) for counts in sent] == [[0, 0], [20, 1]]
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +193,9 @@ def run_once(tmp_path_factory):
 def test_resumed_run_equals_the_uninterrupted_one(run_once):
     _, whole, resumed, _ = run_once
     latest, other = (run / "checkpoints" / "latest" for run in (whole, resumed))
-    assert (latest / "state.json").read_bytes() == (other / "state.json").read_bytes()
-    for name in ("weights.safetensors", "optimizer.safetensors"):
-        tensors, metadata = checkpoint.read_tensors(latest / name)
-        other_tensors, other_metadata = checkpoint.read_tensors(other / name)
-        assert len(tensors) > 100 and {n: v.tobytes() for n, v in tensors.items()} == {
-            n: v.tobytes() for n, v in other_tensors.items()
-        }
-        assert metadata == other_metadata
+    for name in (*FILES, MARKER):
+        assert (latest / name).read_bytes() == (other / name).read_bytes(), name
+    assert len(checkpoint.read_tensors(latest / "optimizer.safetensors")[0]) > 100
     records, other = (read_metrics(run / "metrics.jsonl") for run in (whole, resumed))
     clock = ("images_per_s", "waiting")
     assert [{k: v for k, v in r.items() if k not in clock} for r in records] == [
@@ -183,93 +263,3 @@ def test_a_file_in_the_place_of_the_folder(place, tmp_path):
         train.train(config)
 
 
-def test_another_number_of_classes_is_said_first(tmp_path):
-    network, optimizer = with_optimizer()
-    folder = checkpoint.save_checkpoint(tmp_path, 1, network, optimizer, {}, best=True)
-    with pytest.raises(ValueError) as caught:
-        checkpoint.load_weights(tiny_network(head="fcn", num_classes=6), folder)
-    first, *rest = str(caught.value).splitlines()
-    assert "trained for 4 classes, the data set of the config has 6; use the config" in first
-    assert sorted(line.split(":")[1].split()[0] for line in rest) == ["head.classifier.bias", "head.classifier.weight"]
-
-
-def test_all_that_does_not_fit_is_listed(tmp_path):
-    network = tiny_network(head="fcn")
-    tensors = weights_of(network)
-    tensors["head.fusion.weight"] = tensors["head.fusion.weight"][:3]
-    tensors["surplus"] = np.zeros((2, 3), np.float32)
-    del tensors["backbone.blocks.1.mlp.fc1.bias"], tensors["head.classifier.bias"]
-    file = tmp_path / "odd.safetensors"
-    save_file(tensors, file)
-    before = weights_of(network)
-    with pytest.raises(ValueError) as caught:
-        checkpoint.load_weights(network, file)
-    first, *rest = str(caught.value).splitlines()
-    assert str(file) in first
-    assert sorted(map(str.strip, rest)) == [
-        "missing: backbone.blocks.1.mlp.fc1.bias (64,)",
-        "missing: head.classifier.bias (4,)",
-        "shape: head.fusion.weight is (3, 32, 3, 3) in the file, (8, 32, 3, 3) in the network",
-        "unexpected: surplus (2, 3)",
-    ]
-    assert equal(weights_of(network), before)  # nothing was loaded halfway
-
-
-def cubic_resize(values: np.ndarray, target: int, axis: int) -> np.ndarray:
-    """Cubic convolution, coefficient -0.75, half-pixel centres, edges repeated; float64."""
-    values = np.moveaxis(values.astype(np.float64), axis, 0)
-    source, result = len(values), []
-    for i in range(target):
-        place = (i + 0.5) * source / target - 0.5
-        low, total = int(np.floor(place)), 0.0
-        for j in range(low - 1, low + 3):
-            d = abs(place - j)
-            near = (1.25 * d - 2.25) * d * d + 1.0
-            far = -0.75 * (((d - 5.0) * d + 8.0) * d - 4.0)
-            total = total + (near if d <= 1 else far) * values[min(max(j, 0), source - 1)]
-        result.append(total)
-    return np.moveaxis(np.array(result), 0, axis)
-
-
-def test_pretrained_backbone_for_another_image_size(tmp_path):
-    source, target = tiny_network(size=(64, 64)), tiny_network(size=(96, 128))
-    tensors = {
-        name: np.random.default_rng(len(name)).random(value.shape).astype(np.float32)
-        for name, value in weights_of(source).items()
-        if not name.startswith("backbone.norms.")  # public files have no norms for the taps
-    }
-    file = tmp_path / "backbone.safetensors"
-    save_file(tensors, file, source.weight_metadata())
-    before = weights_of(target)
-    checkpoint.load_pretrained(target, file)
-    for name, value in weights_of(target).items():
-        if name == "backbone.pos_embed":
-            grid = tensors[name].reshape(4, 4, 16)
-            expected = cubic_resize(cubic_resize(grid, 6, 0), 8, 1).reshape(1, 48, 16)
-            np.testing.assert_allclose(value, expected, atol=1e-5)
-        else:
-            fresh = name.startswith(("head.", "backbone.norms."))
-            np.testing.assert_array_equal(value, (before if fresh else tensors)[name], err_msg=name)
-
-
-def test_pretrained_file_must_hold_the_whole_backbone(tmp_path):
-    network, file = tiny_network(head="fcn"), tmp_path / "part.safetensors"
-    tensors = weights_of(network)
-    save_file({name: value for name, value in tensors.items() if name.startswith("head.")}, file)
-    with pytest.raises(ValueError, match="holds no 'backbone.' weights; make it with tools/convert_weights.py"):
-        checkpoint.load_pretrained(network, file)
-    del tensors["backbone.blocks.0.norm1.gamma"]
-    save_file(tensors, file)
-    with pytest.raises(ValueError, match=r"missing: backbone.blocks.0.norm1.gamma \(16,\)"):
-        checkpoint.load_pretrained(network, file)
-
-
-@pytest.mark.parametrize("content", [b"", b"no tensors at all, but long enough to have a header", "cut"])
-def test_an_unreadable_file_is_named(content, tmp_path):
-    network, file = tiny_network(head="fcn"), tmp_path / "weights.safetensors"
-    if content == "cut":
-        save_file(weights_of(network), file)
-        content = file.read_bytes()[:-100]
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="weights.safetensors: not a readable .safetensors file .*; write it again"):
-        checkpoint.load_weights(network, file)

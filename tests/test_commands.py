@@ -12,8 +12,9 @@ from PIL import Image
 
 from src.config import load_config
 from src.data.toy_scenes import TOY_CLASSES, TOY_PALETTE, draw_scene
-from src.engine import checkpoint
-from src.engine.graphs import MindIR, file_hash
+from src.engine import weights
+from src.engine.checkpoint_files import file_hash
+from src.engine.graphs import MindIR
 from src.engine.inference import resize_maps
 from src.log import read_metrics
 from src.models import create_model
@@ -111,12 +112,18 @@ def test_exported_models_give_the_same_numbers(run, resized, kind):
 def test_the_served_graph_is_the_network_on_rgb(run):
     config = load_config(run.config)
     network = create_model(config.model, len(TOY_CLASSES), (64, 96))
-    checkpoint.load_weights(network, run.checkpoint)
+    weights.load_weights(network, run.checkpoint)
     network.set_train(False)
     image, _ = draw_scene(5, 3, (64, 96))
     maps = network(Tensor(image.transpose(2, 0, 1)[None].copy()))["logits"].asnumpy()[0]
     served = MindIR(run.logits).make((64, 96))(image)
     np.testing.assert_allclose(served, resize_maps(maps, (64, 96)), atol=1e-4)
+
+
+def test_a_ckpt_file_gives_the_same_numbers(run, resized):
+    file = run.root / "tiny.ckpt"
+    succeed("tools/convert_weights.py", "--source", "checkpoint", "--input", run.folder, "--output", file)
+    assert scores(run.evaluate("--checkpoint", file, name="ckpt")) == scores(resized)
 
 
 def test_windows_of_an_exported_model_give_the_same_numbers(run, resized):

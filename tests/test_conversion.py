@@ -11,7 +11,7 @@ from mindspore import nn
 from safetensors.numpy import save_file
 from scipy.special import erf, softmax
 
-from src.engine.checkpoint import load_pretrained, read_tensors
+from src.engine.weights import load_pretrained, read_tensors
 from src.models.backbones.vit import VisionTransformer, resize_position_embedding, vit_tiny
 from src.models.conversion import HEAD_MODULES, SWIN_MODULES, VIT_MODULES, convert
 from src.models.heads.fcn import FCNHead
@@ -217,7 +217,7 @@ def test_vit_with_class_token_needs_one():
     (["--source", "other"], "invalid choice: 'other'"),
     (["--input", "absent.npz"], "absent.npz: no such file"),
     (["--input", "weights.pth"], "ends in .npz or .safetensors"),
-    (["--output", "weights.ckpt"], "ends in .safetensors"),
+    (["--output", "weights.npz"], "ends in .safetensors or .ckpt"),
     (["--output", "nowhere/ours.safetensors"], "there is no folder nowhere"),
     (["--source", "released_ecenet", "--class-token"], "only timm_vit takes this flag"),
     (["--input", "same.safetensors", "--output", "same.safetensors"], "would overwrite the input"),

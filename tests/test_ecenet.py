@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 from scipy.special import softmax
 
-from src.engine.checkpoint import assign, load_weights, read_tensors
+from src.engine.weights import assign, load_weights, read_tensors
 from src.models.backbones.swin import SwinTransformer
 from src.models.backbones.vit import VisionTransformer
 from src.models.heads.ecenet import ECENetHead

@@ -9,8 +9,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from predict import predict_files
-from src.engine.checkpoint import CLASSES, WEIGHTS, require_classes
+from src.engine.checkpoint_files import WEIGHTS
 from src.engine.trainer import require_finite
+from src.engine.weights import CLASSES, require_classes
 from src.models.layers import create_norm, synchronise_norms
 from src.predictor import Predictor
 
@@ -18,15 +19,15 @@ from src.predictor import Predictor
 def test_weights_of_other_classes_are_refused(tmp_path):
     described = {CLASSES: json.dumps({"names": ["road", "sky"], "palette": [[0, 0, 0], [1, 1, 1]]})}
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / WEIGHTS, described)
-    require_classes(tmp_path, ("road", "sky"))
+    require_classes(tmp_path / WEIGHTS, ("road", "sky"))
     for names in (("sky", "road"), ("road", "sky", "car")):
         with pytest.raises(ValueError, match="trained for the 2 classes road, sky; the data set of the config has"):
-            require_classes(tmp_path, names)
+            require_classes(tmp_path / WEIGHTS, names)
 
 
 def test_weights_that_name_no_classes_are_accepted(tmp_path):
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / WEIGHTS)
-    require_classes(tmp_path, ("road",))
+    require_classes(tmp_path / WEIGHTS, ("road",))
 
 
 @pytest.mark.parametrize("terms, norm", [({"ce": math.nan}, 1.0), ({"ce": 1.0}, math.inf), ({"ce": math.inf}, 1.0)])

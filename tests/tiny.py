@@ -66,6 +66,22 @@ def weights_of(cell: nn.Cell) -> dict[str, np.ndarray]:
     """Copies of all parameters by name."""
     return {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
 
+
+def with_optimizer(seed: int = 0):
+    """A network and its optimiser, both filled with values of a seed."""
+    network = tiny_network(head="fcn")
+    optimizer = create_optimizer(network, OptimizerConfig(name="adamw", lr=1.0))
+    rng = np.random.default_rng(seed)
+    for parameter in [*network.get_parameters(), *optimizer.moments, *optimizer.squares]:
+        parameter.set_data(ms.Tensor(rng.random(parameter.shape).astype(np.float32)))
+    return network, optimizer
+
+
+def equal(first: dict, second: dict) -> bool:
+    """Whether two mappings hold equal arrays."""
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
 # A run on drawn scenes with everything random switched on; {root} is the folder of its runs.
 CONFIG = """\
 name: tiny

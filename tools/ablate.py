@@ -49,7 +49,7 @@ from src.engine.ablation_table import (  # noqa: E402
     read_records,
     run_name,
 )
-from src.engine.checkpoint import load_pretrained  # noqa: E402
+from src.engine.weights import load_pretrained  # noqa: E402
 from src.engine.inference import require_fit  # noqa: E402
 from src.losses import LOSSES, check_outputs, create_loss  # noqa: E402
 from src.models import BACKBONES, HEADS, create_model  # noqa: E402

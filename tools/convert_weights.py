@@ -1,21 +1,23 @@
-"""Converts public weights to a .safetensors file of ours, name by name, or lists everything that does not fit."""
+"""Converts weights to a .safetensors or .ckpt file of ours, name by name, or lists everything that does not fit."""
 
 import argparse
-import os
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from any folder
 
-from src.engine.checkpoint import read_tensors  # noqa: E402
-from src.models.conversion import IGNORED, SOURCES, Converted, convert  # noqa: E402
+from src.engine.tensor_files import read_safetensors  # noqa: E402
+from src.engine.weights import CKPT, SAFETENSORS, read_tensors, weights_file, write_weights  # noqa: E402
+from src.models.conversion import IGNORED, SOURCES, convert  # noqa: E402
 
 EPILOG = f"""\
 sources:
+  checkpoint       weights of ours, unchanged, into the other kind of file: --input takes a checkpoint folder, a run's
+                   folder (its best), .safetensors or .ckpt. MindSpore reads the .ckpt with load_checkpoint and
+                   load_param_into_net.
   released_ecenet  the authors' ECENet: the head alone, its names with or without the prefix decode_head., or the whole
                    model with its Swin under backbone. (mmsegmentation's names);
                    left out: {", ".join(IGNORED)}
@@ -28,9 +30,13 @@ Names in the output start with backbone. and head., values are float32. For a Vi
 the grid of the position embeddings, so that they are resized when a network of another image size loads them.
 Exit code: 0 written; 1 the weights do not fit, nothing written; 2 wrong use.
 
-example:
+examples:
   python tools/convert_weights.py --source timm_vit --input vit_tiny.npz --output weights/vit_tiny.safetensors
+  python tools/convert_weights.py --source checkpoint --input output/mine --output mine.ckpt
 """
+
+OURS = "checkpoint"  # the source that is no public one
+Loaded = tuple[dict[str, np.ndarray], dict[str, str], tuple[str, ...]]  # weights, metadata, names left out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,38 +44,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", required=True, choices=SOURCES, help="where the weights come from, see below")
-    parser.add_argument("--input", required=True, type=Path, help="public weights, .npz or .safetensors")
-    parser.add_argument("--output", required=True, type=Path, help="file to write, .safetensors; replaced if it exists")
+    parser.add_argument("--source", required=True, choices=(*SOURCES, OURS), help="whose weights, see below")
+    parser.add_argument("--input", required=True, type=Path, help="weights, .npz or .safetensors; of ours see below")
+    parser.add_argument("--output", required=True, type=Path, help="file to write, .safetensors or .ckpt, replaced")
     parser.add_argument("--class-token", action="store_true", help="timm_vit: keep the class token and its position")
     args = parser.parse_args(arguments)
     problem = misuse(args)
     if problem:
         parser.error(problem)
     try:
-        weights = read_weights(args.input)
-        converted = convert_file(args, weights)
-    except ValueError as error:
+        weights, metadata, dropped = read_ours(args.input) if args.source == OURS else convert_file(args)
+    except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    metadata = {"source": args.source}
-    if converted.grid:
-        metadata["position_grid"] = "{}x{}".format(*converted.grid)
-    write_weights(args.output, converted.weights, metadata)
-    size = sum(value.size for value in converted.weights.values())
-    print(f"left out ({len(converted.dropped)}): {', '.join(converted.dropped) or 'nothing'}")
-    print(f"{args.output}: {len(converted.weights)} parameters, {size} values, {metadata}")
+    write_weights(args.output, weights, metadata)
+    size = sum(value.size for value in weights.values())
+    print(f"left out ({len(dropped)}): {', '.join(dropped) or 'nothing'}")
+    print(f"{args.output}: {len(weights)} parameters, {size} values, {metadata}")
     return 0
 
 
 def misuse(args: argparse.Namespace) -> str:
     """What is wrong with the arguments; empty when nothing is."""
-    if args.input.suffix not in (".npz", ".safetensors"):
+    if args.source == OURS and not args.input.exists():
+        return f"--input {args.input}: no such file or folder"
+    if args.source != OURS and args.input.suffix not in (".npz", SAFETENSORS):
         return f"--input {args.input}: need a file that ends in .npz or .safetensors"
-    if not args.input.is_file():
+    if args.source != OURS and not args.input.is_file():
         return f"--input {args.input}: no such file"
-    if args.output.suffix != ".safetensors":
-        return f"--output {args.output}: need a name that ends in .safetensors"
+    if args.output.suffix not in (SAFETENSORS, CKPT):
+        return f"--output {args.output}: need a name that ends in .safetensors or .ckpt"
     if not args.output.parent.is_dir():
         return f"--output {args.output}: there is no folder {args.output.parent}; make it first"
     if args.output.resolve() == args.input.resolve():
@@ -82,7 +86,7 @@ def misuse(args: argparse.Namespace) -> str:
 def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Arrays by name; of an .npz with names under weight/ only these. ValueError when the file is not readable."""
     if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
+        return read_safetensors(path)[0]
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
@@ -92,19 +96,23 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     return weights or arrays
 
 
-def convert_file(args: argparse.Namespace, weights: dict[str, np.ndarray]) -> Converted:
-    """The weights of --input converted; ValueError names the file."""
+def read_ours(path: Path) -> Loaded:
+    """Weights of ours as they are."""
+    weights, metadata = read_tensors(weights_file(path))
+    return weights, metadata, ()
+
+
+def convert_file(args: argparse.Namespace) -> Loaded:
+    """The public weights of --input converted; ValueError names the file."""
+    weights = read_weights(args.input)
     try:
-        return convert(args.source, weights, class_token=args.class_token)
+        converted = convert(args.source, weights, class_token=args.class_token)
     except ValueError as error:
         raise ValueError(f"{args.input}: {error}") from error
-
-
-def write_weights(path: Path, weights: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes a .safetensors file, which appears whole or not at all."""
-    draft = path.with_name(path.name + ".incomplete")
-    save_file(weights, draft, metadata)
-    os.replace(draft, path)
+    metadata = {"source": args.source}
+    if converted.grid:
+        metadata["position_grid"] = "{}x{}".format(*converted.grid)
+    return converted.weights, metadata, converted.dropped
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Letters: H x W image, h x w network size, K classes.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -117,12 +116,3 @@ def read_info(path: str | Path) -> dict[str, str]:
     if "kind" not in info:
         raise ValueError(f"{path}: a MindIR without the description that export.py writes; export it again with it")
     return info
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

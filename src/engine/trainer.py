@@ -30,6 +30,7 @@ class Loop:
     seed: int
     rank: int
     world_size: int
+    keep_checkpoints: int
     classes: dict | None = None  # names and palette, kept with the weights
 
 
@@ -74,7 +75,9 @@ def fit(
             if evaluated:
                 state, best = take_evaluation(state, evaluate(), log, done)
             if loop.rank == 0 and (best or evaluated or done % loop.checkpoint_every == 0):
-                save_checkpoint(loop.run, done, network, step_cell.optimizer, state, best, loop.classes)
+                save_checkpoint(
+                    loop.run, done, network, step_cell.optimizer, state, best, loop.classes, loop.keep_checkpoints
+                )
     return state
 
 

@@ -6,6 +6,8 @@ Letters: B batch, K classes, S levels, finest first (level 1 .. S), E decoder wi
 H_o x W_o output grid.
 """
 
+from collections.abc import Mapping
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
@@ -29,6 +31,7 @@ PRESETS = ("auto", "iso16", "iso8", "pyr", "hierarchical")
 UPDATERS = ("gated", "replace", "add", "none")
 MASK_PRIORS = ("diag", "none", "full")
 AGGREGATES = ("concat", "last")
+CLASS_LAYERS = ("classifier.", "confidence.", "class_mask.classify.")  # what they compute is one class each
 
 
 class ECENetHead(nn.Cell):
@@ -188,6 +191,19 @@ class ECENetHead(nn.Cell):
             return spread(diagonal.expand_dims(-1).expand_dims(-1), share.shape) * share
         b, k, height, width = share.shape
         return ops.matmul(confidence.transpose(0, 2, 1), share.reshape(b, k, -1)).reshape(b, k, height, width)
+
+    def class_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """Names of the parameters to start afresh where weights of `shapes`, by name, are of other classes.
+
+        The linear layers of the class embeddings are among them where their inputs, the P cells, differ in number.
+        """
+        own = {name: tuple(p.shape) for name, p in self.parameters_and_names()}
+        resized = {
+            name.rpartition(".")[0] + "."
+            for name, shape in own.items()
+            if name.startswith("embeddings.") and shapes.get(name, shape) != shape
+        }
+        return tuple(name for name in own if name.startswith((*CLASS_LAYERS, *resized)))
 
     def count_macs(self) -> int:
         """Multiply-accumulates of one image by the closed formulas of spec section 9 (with the neck of `pyr`)."""

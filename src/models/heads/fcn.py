@@ -3,6 +3,8 @@
 Letters: B batch, K classes, S levels, E width.
 """
 
+from collections.abc import Mapping
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
@@ -48,6 +50,10 @@ class FCNHead(nn.Cell):
         if noise is not None:
             fused = fused * spread(noise.expand_dims(-1).expand_dims(-1), fused.shape)
         return {"logits": self.classifier(fused)}
+
+    def class_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """Names of the parameters to start afresh where weights of `shapes`, by name, are of other classes."""
+        return tuple(name for name, _ in self.parameters_and_names() if name.startswith("classifier."))
 
     def count_macs(self) -> int:
         """Multiply-accumulates of one image."""
