@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.launching.checks import Cluster, check_left_over, count_devices, read_cluster
-from src.launching.diagnosis import last_lines, next_step
+from src.launching.diagnosis import error_line, last_lines, next_step
 from src.launching.processes import identify, note_identity
 from tests.commands import ROOT
 from tests.launching import Job, end, free_port, lives, make_job
@@ -249,6 +249,7 @@ def test_devices_are_counted(tmp_path):
         ("EI0006: [PID: 7] Getting socket times out.", 1, "HCCL_CONNECT_TIMEOUT"),
         ("NCCL Error 2: unhandled system error", 1, "/dev/shm"),
         ("NCCL WARN collective timed out after 600 s", 1, "NCCL_DEBUG"),
+        ("RunRingAllReduce] Ring ReduceScatter wait receiving [1,1767] failed.", 1, "network between"),
         ("bind failed: Address already in use", 1, "MASTER_PORT"),
         ("RuntimeError: Out of memory, 3 GB wanted", 1, "train.batch_size"),
         ("OSError: [Errno 28] No space left on device", 1, "output_dir"),
@@ -263,3 +264,15 @@ def test_known_errors_have_a_next_step(tmp_path: Path, text, code, advice):
     found = next_step(log, code)
     assert found is None if advice is None else advice in found
     assert last_lines(log, 2) == ["line 39", text] and next_step(tmp_path / "none.log", 1) is None
+
+
+def test_the_line_with_the_error_is_found_above_a_stack(tmp_path: Path):
+    log = tmp_path / "worker_0.log"
+    log.write_text(
+        "[ERROR] KERNEL(1) no\nTraceback\n  x = 1\nmindspore.core.SomeError: no such thing\n" + "stack\n" * 50
+    )
+    assert error_line(log) == "mindspore.core.SomeError: no such thing"
+    log.write_text("loss 3\n[ERROR] KERNEL(1) no\nend\n")
+    assert error_line(log) == "[ERROR] KERNEL(1) no"
+    log.write_text("loss 3\n")
+    assert error_line(log) is None

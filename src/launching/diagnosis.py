@@ -6,6 +6,10 @@ from pathlib import Path
 
 LAST_LINES = 20
 READ_BYTES = 1 << 20  # of the end of a log, for the search for known errors
+ERROR_LINES = (
+    r"^(?:\w+\.)*\w*(?:Error|Exception): .+|^error: .+",
+    r"^\[(?:ERROR|CRITICAL)\] .+",
+)  # the first that is found
 
 # Pattern, what it means, what to do. The first that fits counts: codes before words, causes before consequences.
 KNOWN = (
@@ -45,6 +49,16 @@ KNOWN = (
         "check NCCL_SOCKET_IFNAME and the firewall between the machines",
     ),
     (
+        r"RunRing\w+\][^\n]*failed|AllReduceCPUKernelMod launch failed",
+        "a collective on CPU waited 30 s in vain for another rank",
+        "look for an earlier error in the other ranks' logs; if there is none, check the network between the machines",
+    ),
+    (
+        r"total number of timed out node",
+        "the scheduler has not heard of a process for 30 s",
+        "look for an earlier error in the logs of the ranks that it names; if there is none, check the network",
+    ),
+    (
         r"(?i)address already in use|errno: 98",
         "the port is in use",
         "choose another one with MASTER_PORT=... (the same on all machines), or end what `ss -ltnp` shows on it",
@@ -81,6 +95,15 @@ def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
     return [line.rstrip() for line in read_end(log).splitlines() if line.strip()][-count:]
 
 
+def error_line(log: Path) -> str | None:
+    """The line that says what went wrong, which tracebacks and MindSpore's own stacks may have pushed far up."""
+    text = read_end(log)
+    for pattern in ERROR_LINES:
+        if found := re.findall(pattern, text, re.MULTILINE):
+            return found[-1]
+    return None
+
+
 def next_step(log: Path, code: int) -> str | None:
     """Meaning of a failure and what to do about it; None where neither log nor exit code say."""
     text = read_end(log)
@@ -100,8 +123,7 @@ def describe_exit(code: int) -> str:
 
 def report_failure(name: str, code: int, log: Path) -> str:
     """What the launcher prints of the process that failed first."""
-    lines = "\n".join(f"    {line}" for line in last_lines(log)) or "    (nothing)"
-    advice = next_step(log, code)
-    return f"{name} failed first: it {describe_exit(code)}. The end of {log}:\n{lines}" + (
-        f"\n{advice}" if advice else ""
-    )
+    lines = [f"    {line}" for line in last_lines(log)] or ["    (nothing)"]
+    error, advice = error_line(log), next_step(log, code)
+    parts = [f"{name} failed first: it {describe_exit(code)}. The end of {log}:", *lines]
+    return "\n".join(parts + ([f"It says: {error}"] if error else []) + ([advice] if advice else []))
