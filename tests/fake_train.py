@@ -1,8 +1,9 @@
 """Stands in for train.py: does what FAKE_PLAN, a JSON object {rank or "scheduler": [step, ...]}, says; default: ends.
 
 Steps: "print TEXT", "sleep SECONDS", "exit CODE", "first exit CODE" (only the first process of a rank), "kill",
-"trap" (a stop signal is noted, then exit 85), "deaf" (ignores SIGTERM), "child" (leaves a child in its group; the
-child's id goes to child.pid in FAKE_FOLDER), "wait FILE" (until it exists in FAKE_FOLDER).
+"trap" (a stop signal is noted, then exit 85), "busy" (takes no notice of one SIGINT, ends with 130 at the next),
+"deaf" (ignores SIGTERM), "child" (leaves a child in its group, whose id goes to child.pid in FAKE_FOLDER), "wait FILE"
+(until it exists in FAKE_FOLDER).
 """
 
 import json
@@ -39,6 +40,9 @@ def act(step: str, name: str, folder: Path) -> None:
     elif verb == "trap":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, stop)
+        (folder / f"{name}.trapped").touch()
+    elif verb == "busy":
+        signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, lambda *_: os._exit(130)))
         (folder / f"{name}.trapped").touch()
     elif verb == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -118,6 +118,17 @@ def test_a_stop_reaches_the_workers_and_is_waited_for(job, number):
     assert f"got {signal.Signals(number).name}" in out
 
 
+def test_a_second_interrupt_ends_the_run_at_once(job):
+    process = job.start(
+        {"0": ["busy", "sleep 60", "sleep 60"], "1": ["busy", "sleep 60", "sleep 60"]}, "2", RETRIES="5"
+    )
+    job.await_files("0.trapped", "1.trapped")
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert end(process)[0] == 130
+
+
 def test_a_stop_before_the_workers_listen_can_be_gone_on_from(job):
     process = job.start({"0": ["print ready", "sleep 60"], "1": ["sleep 60"]}, "2")
     while "ready" not in process.stdout.readline():
