@@ -60,6 +60,9 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
     optimizer = create_optimizer(network, config.optimizer)
     state = start(config, run, network, optimizer, classes, rank, world_size)
     first_step, settings = state.get("step", 0), config.train
+    weights = distributed.checksum(parameter.asnumpy() for parameter in network.get_parameters())
+    facts = {"the step to go on from": first_step, "the checksum of the weights": weights}
+    distributed.require_agreement(facts, rank, world_size)
     if first_step >= settings.steps:
         get_console().print(f"{run}: all {settings.steps} steps are done")
         return state

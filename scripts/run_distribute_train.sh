@@ -1,16 +1,12 @@
 #!/usr/bin/env bash
-# Trains on several devices of one machine: bash scripts/run_distribute_train.sh CONFIG [DEVICES=8] [key=value ...]
-# Logs of the ranks: output/msrun/worker_*.log; PORT (default 8118) must be free.
+# Trains on several devices, through msrun: bash scripts/run_distribute_train.sh CONFIG [DEVICES] [key=value ...]
+# DEVICES: processes on this machine; may be left out where the GPUs or Ascend devices of the machine can be counted.
+# Environment: RETRIES=n; NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT for several machines; --help tells all of it.
+# Output of each rank: OUTPUT_DIR/NAME/logs/start_NNN_node_N/worker_RANK.log. Exit codes: --help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-config=${1:?usage: $0 CONFIG [DEVICES] [key=value ...]}
-shift
-devices=8
-if [[ ${1:-} =~ ^[0-9]+$ ]]; then
-  devices=$1
-  shift
-fi
+: "${1:?usage: $0 CONFIG [DEVICES] [key=value ...]}"
+# shellcheck source=scripts/environment.sh
 source scripts/environment.sh
 use_environment requirements.txt
-exec msrun --worker_num="$devices" --local_worker_num="$devices" --master_port="${PORT:-8118}" \
-  --log_dir=output/msrun --join=True train.py --config "$config" "$@"
+exec python tools/launch.py "$@"

@@ -1,7 +1,8 @@
 """Device and process group: the only file that asks for a rank or sets the device."""
 
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,6 +64,33 @@ def sum_counts(counts: np.ndarray) -> np.ndarray:
     pieces = (counts.astype(np.int64).view(np.uint64)[..., None] >> PIECE_SHIFTS) & PIECE_MASK
     sums = _Sum()(Tensor(pieces.astype(np.float32))).asnumpy().astype(np.uint64)
     return (sums << PIECE_SHIFTS).sum(-1, dtype=np.uint64).view(np.int64)
+
+
+def checksum(arrays: Iterable[np.ndarray]) -> int:
+    """CRC-32 over the bytes of arrays, in their order."""
+    total = 0
+    for array in arrays:
+        total = zlib.crc32(np.ascontiguousarray(array), total)
+    return total
+
+
+def require_agreement(facts: Mapping[str, int], rank: int, world_size: int) -> None:
+    """Raises ValueError, on every rank, for integers that are not the same on all of them. All ranks must call it."""
+    if world_size == 1:
+        return
+    table = np.zeros((len(facts), world_size), np.int64)
+    table[:, rank] = list(facts.values())
+    table = sum_counts(table)
+    differing = [
+        f"{name} is {', '.join(f'{value} on rank {other}' for other, value in enumerate(row))}"
+        for name, row in zip(facts, table.tolist(), strict=True)
+        if len(set(row)) > 1
+    ]
+    if differing:
+        raise ValueError(
+            "the ranks do not start alike: " + "; ".join(differing) + ". All machines must see the same output_dir (a "
+            "shared file system) and start from the same files and settings"
+        )
 
 
 def set_seed(seed: int) -> None:

@@ -22,6 +22,7 @@ ALLOWED = {
     "src.data.__init__": ("src.data", "src.config", "src.config_options"),
     "src.data": ("src.data",),
     "src.engine": ("src.engine", "src.config", "src.metrics", "src.distributed", "src.log"),
+    "src.launching": ("src.launching",),
     "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models"),
     **dict.fromkeys(CONFIG, CONFIG),
     **dict.fromkeys(NOTHING, ()),

@@ -15,7 +15,7 @@ from statistics import median
 from ruamel.yaml import YAML
 
 from src.config import Config, load_config
-from src.engine.checkpoint import STATE, latest_checkpoint
+from src.engine.checkpoint_files import STATE, newest_good
 from src.engine.run_folder import CONFIG, flatten, refuse_other_settings
 from src.log import read_metrics
 
@@ -185,8 +185,8 @@ def canonical(change: str) -> str:
 
 
 def done_steps(run: Path) -> int:
-    """Step of the run's latest checkpoint, 0 where there is none."""
-    latest = latest_checkpoint(run)
+    """Step of the run's newest undamaged checkpoint, 0 where there is none."""
+    latest, _ = newest_good(run / "checkpoints")
     return json.loads((latest / STATE).read_text())["step"] if latest else 0
 
 
