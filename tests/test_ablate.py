@@ -38,6 +38,7 @@ TRAIN = """\
 import json, os, sys, time
 sys.path.insert(0, {root!r})
 from src.config import config_to_yaml, load_config
+from src.engine.checkpoint_files import FILES, STATE, publish
 from src.engine.run_folder import open_run
 from src.log import MetricsLog
 config = load_config(sys.argv[2], sys.argv[3:])
@@ -46,10 +47,8 @@ print("training", config.name)
 if os.environ.get("FAKE_FAIL", "nothing") in config.name:
     sys.exit("error: it fell over")
 steps = config.train.steps
-latest = run / "checkpoints" / f"step_{{steps:08d}}"
-latest.mkdir(parents=True)
-(latest / "state.json").write_text(json.dumps({{"step": steps}}))
-(run / "checkpoints" / "latest").symlink_to(latest.name)
+files = dict.fromkeys(FILES, [b""]) | {{STATE: [json.dumps({{"step": steps}}).encode()]}}
+publish(run / "checkpoints", steps, files, best=False, keep=1)
 log = MetricsLog(run / "metrics.jsonl")
 for step, speed in ((5, 0.1), (10, 4.0), (40, 8.0)):
     log.write({{"kind": "train", "step": step, "lr": 0.1, "loss": 1.0, "images_per_s": speed, "waiting": 0.25}})

@@ -1,5 +1,6 @@
 """Parts of the ablation tables: switches, seeds, names, results read from runs, means and spreads, locks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from src.config import load_config
 from src.engine.ablation import canonical, done_steps, read_result, read_seeds, read_switch, read_switches, row_name
 from src.engine.ablation_process import describe_exit, follow, locked
 from src.engine.ablation_table import DONE, FAILED, spread, summarise
+from src.engine.checkpoint_files import FILES, STATE, publish
 from src.log import MetricsLog
 from tests.config_example import COMPLETE, write
 
@@ -105,19 +107,23 @@ def test_an_exit_is_described():
     assert describe_exit(-15, ["a"]) == "ended by SIGTERM\na"
 
 
+def save_step(run, step: int) -> None:
+    files = dict.fromkeys(FILES, [b""]) | {STATE: [json.dumps({"step": step}).encode()]}
+    publish(run / "checkpoints", step, files, best=False, keep=1)
+
+
 def test_a_result_is_that_of_the_last_step(tmp_path):
     config = load_config(write(tmp_path, COMPLETE), ["train.steps=40", "train.accumulate=2"])  # 4 images a step
     run = tmp_path / "run"
     assert done_steps(run) == 0 and read_result(run, config, ("a", "b")) is None
-    log, latest = MetricsLog(run / "metrics.jsonl"), run / "checkpoints" / "latest"
-    latest.mkdir(parents=True)
+    log = MetricsLog(run / "metrics.jsonl")
     for step, speed, waiting in ((10, 1.0, 0.9), (20, 2.0, 0.1), (30, 8.0, 0.3), (40, 4.0, 0.2)):
         log.write({"kind": "train", "step": step, "loss": 1.0 / step, "images_per_s": speed, "waiting": waiting})
     scores = {"boundary_f": 0.25, "pixel_accuracy": 0.9, "mean_accuracy": 0.7}
     log.write({"kind": "eval", "step": 20, "miou": 0.8, "iou": [0.8, 0.8], **scores})  # the best is not reported
-    (latest / "state.json").write_text('{"step": 39}')
+    save_step(run, 39)
     assert read_result(run, config, ("a", "b")) is None
-    (latest / "state.json").write_text('{"step": 40}')
+    save_step(run, 40)
     with pytest.raises(ValueError, match="no evaluation of 2 classes after step 40"):
         read_result(run, config, ("a", "b"))
     log.write({"kind": "eval", "step": 40, "miou": 0.5, "iou": [0.5, None], **scores})

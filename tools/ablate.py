@@ -49,8 +49,8 @@ from src.engine.ablation_table import (  # noqa: E402
     read_records,
     run_name,
 )
-from src.engine.weights import load_pretrained  # noqa: E402
 from src.engine.inference import require_fit  # noqa: E402
+from src.engine.weights import load_pretrained  # noqa: E402
 from src.losses import LOSSES, check_outputs, create_loss  # noqa: E402
 from src.models import BACKBONES, HEADS, create_model  # noqa: E402
 from tools.plot_run import COLOURS, draw, load_run  # noqa: E402

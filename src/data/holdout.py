@@ -24,8 +24,8 @@ def split_part(split: str) -> tuple[str, str | None]:
         return split, None
     if match["part"] not in (FIT, HELD):
         raise ValueError(
-            f"split {split!r}: unknown part {match['part']!r}; write {match['split']}[{HELD}] for the tenth that is held "
-            f"out, {match['split']}[{FIT}] for the rest, {match['split']} for all"
+            f"split {split!r}: unknown part {match['part']!r}; write {match['split']}[{HELD}] for the tenth that is "
+            f"held out, {match['split']}[{FIT}] for the rest, {match['split']} for all"
         )
     return match["split"], match["part"]
 
