@@ -34,6 +34,8 @@ CASES = {
     "swin-ecenet": ("swin", "ecenet", {"norm": "sync_batch", "num_rounds": 1}, "class_mask", {"name": "sgd"}, {}),
     "vit-fcn": ("vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"}, {"accumulate": 2, "clip_norm": 1.0}),
     "swin-fcn-cpu": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
+    "vit-segvit-cpu": ("vit", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
+    "swin-segvit": ("swin", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
 }  # fmt: skip
 SLOW_CASES = {
     "vit-ecenet-pyr-step": (
@@ -92,7 +94,7 @@ def build(case: str):
     backbone, head, options = (CASES | SLOW_CASES)[case][:3]
     levels = 4 if options.get("preset") == "pyr" else 2
     tiny.BACKBONES["vit"].update(depth=levels, taps=list(range(1, levels + 1)))
-    tiny.BACKBONES["swin"].update(depths=[1, 1, 1, 1] if head == "fcn" else [2, 1, 1, 1])
+    tiny.BACKBONES["swin"].update(depths=[2, 1, 1, 1] if head == "ecenet" else [1, 1, 1, 1])
     return tiny.tiny_network(backbone, head, **options)
 
 

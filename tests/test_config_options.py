@@ -137,8 +137,8 @@ def test_outputs_of_the_head_fit_the_loss():
     with no_init_parameters():
         fcn = build("model.head", HEADS, {"name": "fcn", "channels": 8}, (8,), GRIDS[:1], 5)
     losses = {name: create_loss({"name": name}, 5) for name in LOSSES}
-    for loss in losses.values():
-        check_outputs(head(), loss)
+    for name in ("cross_entropy", "class_mask"):
+        check_outputs(head(), losses[name])
     check_outputs(fcn, losses["cross_entropy"])
     with pytest.raises(ValueError) as caught:
         check_outputs(fcn, losses["class_mask"])

@@ -27,6 +27,7 @@ BACKBONES = {
 HEADS = {
     "ecenet": {"name": "ecenet", "channels": 16, "norm": "group", "dropout": 0.3},
     "fcn": {"name": "fcn", "channels": 8, "norm": "group", "dropout": 0.3},
+    "segvit": {"name": "segvit", "channels": 16, "num_heads": 2, "num_layers": 1, "dropout": 0.3},
 }
 
 

@@ -6,6 +6,7 @@ from src.models.backbones.swin import SwinTransformer, swin_base, swin_large, sw
 from src.models.backbones.vit import VisionTransformer, vit_base, vit_large, vit_small, vit_tiny
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.fcn import FCNHead
+from src.models.heads.segvit import SegViTHead
 from src.models.segmentor import Segmentor
 
 BACKBONES = {
@@ -21,7 +22,7 @@ BACKBONES = {
     "swin_large": swin_large,
 }
 
-HEADS = {"ecenet": ECENetHead, "fcn": FCNHead}
+HEADS = {"ecenet": ECENetHead, "fcn": FCNHead, "segvit": SegViTHead}
 
 
 def create_model(model: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> Segmentor:
