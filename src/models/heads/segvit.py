@@ -6,6 +6,8 @@ Letters: B batch, K classes and class tokens, S levels, finest first, E decoder 
 s, N_s = H_s * W_s, H_o x W_o output grid.
 """
 
+from collections.abc import Mapping
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, nn, ops
@@ -115,6 +117,11 @@ class SegViTHead(nn.Cell):
         b, k, height, width = share.shape
         confidence = ops.softmax(scores, -1)[:, :, :k]
         return self.select(confidence, share.reshape(b, k, height * width)).reshape(b, k, height, width)
+
+    def class_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """Names of the parameters to start afresh where weights of `shapes`, by name, are of other classes."""
+        names = (name for name, _ in self.parameters_and_names())
+        return tuple(name for name in names if name == "tokens" or name.startswith("classifier."))
 
     def count_macs(self) -> int:
         """Multiply-accumulates of one image: layers, attention products, and the prediction's product."""
