@@ -107,7 +107,7 @@ def start_group(cluster: Cluster, folder: Path, command: list[str], limits: Limi
 
     command: script and arguments. Raises RuntimeError where not all of them come up; those that did are ended.
     """
-    starter = Path(__file__).resolve().parents[2] / "tools" / "start_worker.py"
+    starter = Path(__file__).resolve().parents[2] / "scripts" / "start_worker.py"
     arguments = [
         sys.executable, "-m", "mindspore.parallel.cluster.run",
         f"--worker_num={cluster.world_size}", f"--local_worker_num={cluster.devices}", f"--node_rank={cluster.node}",

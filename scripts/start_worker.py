@@ -1,6 +1,6 @@
 """What msrun starts for every process: notes the process id, then becomes the real program in the same process.
 
-python tools/start_worker.py FOLDER SCRIPT [ARGUMENTS ...]     Only tools/launch.py calls it.
+python scripts/start_worker.py FOLDER SCRIPT [ARGUMENTS ...]     Only src/launching/group.py calls it.
 """
 
 import os
