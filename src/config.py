@@ -72,6 +72,8 @@ class DataConfig(Settings):
     photometric: bool = True
     max_classes: PositiveInt | None = None  # room for the classes of one crop; None: all of the data set
     workers: PositiveInt = 2
+    on_bad_sample: Literal["error", "skip"] = "error"  # training only: an image or mask that cannot be read
+    max_bad_samples: PositiveInt = 100  # skip only: more different ones end the run
     options: dict[str, Any] = {}  # keyword arguments of the data set's function
 
     @model_validator(mode="after")
@@ -128,6 +130,7 @@ class TrainConfig(Settings):
     log_every: PositiveInt = 50
     evaluate_every: PositiveInt = 4000
     checkpoint_every: PositiveInt = 4000
+    max_bad_steps: PositiveInt = 10  # steps in a row with a loss or gradient that is not finite, before the run ends
 
 
 class EvalConfig(Settings):
