@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -11,6 +12,7 @@ from mindspore import Parameter, Tensor, nn
 from src.config import load_config
 from src.data import load_classes, load_items, train_transforms
 from src.data.loader import SampleStream
+from src.engine import trainer
 from src.engine.autopsy import as_json, first_bad_module, label_histogram, write_autopsy
 from src.engine.optimizer import SGD
 from src.engine.train_step import TrainStep, draw_noise, run_step
@@ -198,3 +200,17 @@ def test_a_diverging_run_ends_with_an_autopsy(tmp_path):
     assert part["samples"] == [items[int(stream[i][-1])].name for i in range(2)]
     assert sum(part["label_pixels"].values()) == 2 * 32 * 48
     assert not isinstance(found["loss_terms"]["ce"], float) or not isinstance(found["gradient_norm"], float)
+
+
+def test_bias_correction_counts_updates_and_the_schedule_steps(monkeypatch):
+    taken = []
+    monkeypatch.setattr(trainer, "run_step", lambda cell, inputs, *rest: taken.append(inputs))
+    optimizer = SimpleNamespace(inputs=lambda updates, rate: (updates, rate))
+    network, stop = SimpleNamespace(noise_rates=np.zeros(1)), SimpleNamespace(asked=lambda: False)
+    loop = SimpleNamespace(seed=0, batch_size=1, accumulate=1, rank=0, world_size=1)
+    parts = SimpleNamespace(
+        step_cell=SimpleNamespace(optimizer=optimizer), network=network, stop=stop, count=len, rates=np.arange(9) / 10
+    )
+    trainer.take_step(loop, parts, {"skipped": 2, "bad_steps": 0}, 5, [])
+    trainer.take_step(loop, parts, {}, 5, [])
+    assert taken == [(3, 0.5), (5, 0.5)]

@@ -25,9 +25,10 @@ DELAYS = {"step": 0.5, "evaluation": 0.1, "checkpoint": 0.01}  # longest, in sec
 EVALUATE_EVERY = 6  # a multiple of what is logged, so that the log tells when an evaluation begins
 SETTINGS = (
     "train.steps=60", f"train.evaluate_every={EVALUATE_EVERY}", "train.checkpoint_every=2", "train.log_every=3",
-    "data.options.val_count=16",
+    "data.options.val_count=16", "model.head.name=fcn", "loss.name=cross_entropy",  # a head that compiles soon
 )  # fmt: skip
 CLOCK = ("images_per_s", "waiting")
+FARTHEST = 12  # steps that a start makes at least before it is killed: 1 to so many
 LONGEST = 300.0  # seconds of a start and its share of the run
 
 
@@ -59,32 +60,33 @@ class Campaign:
     def strike(self, moment: str) -> None:
         """Starts the run and kills it at a random instant of such a moment; where it ends before, a new one begins."""
         state = self.runs[-1] / "checkpoints" / "latest" / "state.json"
-        resumed, began = json.loads(state.read_text())["step"] if state.is_file() else 0, time.time()
+        step, began = json.loads(state.read_text())["step"] if state.is_file() else 0, time.time()
+        step += self.random.randint(1, FARTHEST)
         process = self.start()
         while process.poll() is None:
             assert time.time() - began < LONGEST
-            if moment in self.moments(resumed, began):
+            if moment in self.moments(step, began):
                 time.sleep(self.random.uniform(0.0, DELAYS[moment]))
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.0005)
         if process.wait() == -signal.SIGKILL:
-            self.hits[self.moments(resumed, began)[-1]] += 1
+            self.hits[self.moments(step, began)[-1]] += 1
         else:
             assert process.returncode == 0, (self.root / "console.txt").read_text()[-3000:]
             self.begin()
 
-    def moments(self, resumed: int, began: float) -> list[str]:
-        """What a run that went on from a step at some time is doing, by its files; [] before a step."""
-        run = self.runs[-1]
-        records = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
-        if not records or records[-1]["step"] <= resumed:
+    def moments(self, step: int, began: float) -> list[str]:
+        """What a run that was started at some time is doing once it has come to a step, by its files; [] before."""
+        metrics = self.runs[-1] / "metrics.jsonl"
+        records = read_metrics(metrics) if changed(metrics) > began else []
+        if not records or records[-1]["step"] < step:
             return []
         last = records[-1]
         found = ["step"]
         if last["kind"] == "train" and last["step"] % EVALUATE_EVERY == 0:
             found.append("evaluation")  # has no scores yet
-        drafts = (run / "checkpoints").glob("*.incomplete")
+        drafts = (metrics.parent / "checkpoints").glob("*.incomplete")
         return [*found, "checkpoint"] if any(changed(draft) > began for draft in drafts) else found
 
 
