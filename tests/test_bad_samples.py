@@ -9,6 +9,7 @@ from src.config import DataConfig, load_config
 from src.data import create_train_batches, load_classes, load_items
 from src.data.bad_samples import BadSamples
 from src.data.loader import permutation
+from src.data.reading import FileItem, read_item
 from src.engine import trainer
 from src.log import read_metrics
 from tests.tiny import write_config
@@ -163,3 +164,17 @@ def test_a_run_goes_on_without_them_and_says_so(data, tmp_path, capsys):
     assert sorted(record["name"] for record in records) == ["b", "e"]
     assert all(BAD[record["name"]] in record["reason"] for record in records)
     assert trainer.known_bad_samples(tmp_path / "tiny") == [record["name"] for record in records]
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_an_absurd_size_in_a_header_is_named(kind, tmp_path):
+    files = {name: tmp_path / f"{name}.bmp" for name in ("image", "label")}
+    cv2.imwrite(str(files["image"]), np.zeros((8, 8, 3), np.uint8))
+    cv2.imwrite(str(files["label"]), np.zeros((8, 8), np.uint8))
+    item = FileItem("a", **files)
+    assert read_item(item, {0: 0})["label"].shape == (8, 8)
+    data = bytearray(files[kind].read_bytes())
+    data[18:26] = (40_000).to_bytes(4, "little") * 2  # width and height
+    files[kind].write_bytes(data)
+    with pytest.raises(ValueError, match=f"{kind}.bmp"):
+        read_item(item, {0: 0})
