@@ -1,8 +1,10 @@
 """Trains a network: python train.py --config FILE [key=value ...]
 
-Goes on from the newest good checkpoint of the run's folder, output_dir/name, where there is one.
+Goes on from the newest good checkpoint of the run's folder, output_dir/name, where there is one. SIGTERM, SIGUSR1 or
+SIGINT (Ctrl-C) end it after the present step, saved, with exit code 85; the same command goes on from there.
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import numpy as np
 
 from src import cli, distributed
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
-from src.data import create_eval_samples, create_train_batches, load_classes
+from src.data import create_eval_samples, create_train_batches, load_classes, load_items
+from src.data.bad_samples import BadSamples
 from src.engine import checkpoint, weights
 from src.engine.evaluator import evaluate
 from src.engine.graph_cache import graph_cache, require_folder
@@ -18,8 +21,9 @@ from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_label, require_fit
 from src.engine.optimizer import create_optimizer, learning_rates
 from src.engine.run_folder import open_run
+from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import TrainStep
-from src.engine.trainer import Loop, fit
+from src.engine.trainer import BAD_SAMPLES, EVALUATION_DUE, Loop, Parts, fit, known_bad_samples
 from src.log import get_console, silence_other_ranks
 from src.losses import check_outputs, create_loss
 from src.losses.counts import batch_counts
@@ -38,11 +42,24 @@ def main() -> None:
         return
     rank, world_size = distributed.setup(config.device.target, config.device.mode)
     silence_other_ranks(rank)
-    train(config, rank, world_size)
+    try:
+        train(config, rank, world_size)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(cli.RESUME)
 
 
 def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
-    """Trains as configured; returns the state after the last step, with `miou` and `best_miou`."""
+    """Trains as configured; returns the state after the last step, with `miou` and `best_miou`.
+
+    Raises Stopped where a signal ended the run before its last step, FloatingPointError where its numbers went bad.
+    """
+    with StopSignals(cli.INTERRUPTED) as stop:
+        return prepare_and_train(config, rank, world_size, stop)
+
+
+def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSignals) -> dict:
+    """Checks everything that can be checked before the first step, then trains."""
     distributed.set_seed(config.seed)
     classes = load_classes(config.data)
     network = create_model(config.model, len(classes), config.data.crop_size)
@@ -59,33 +76,57 @@ def train(config: Config, rank: int = 0, world_size: int = 1) -> dict:
     run = open_run(config.output_dir, config.name, config_to_yaml(config), create=rank == 0)
     optimizer = create_optimizer(network, config.optimizer)
     state = start(config, run, network, optimizer, classes, rank, world_size)
-    first_step, settings = state.get("step", 0), config.train
-    weights = distributed.checksum(parameter.asnumpy() for parameter in network.get_parameters())
-    facts = {"the step to go on from": first_step, "the checksum of the weights": weights}
+    checksum = distributed.checksum(parameter.asnumpy() for parameter in network.get_parameters())
+    facts = {"the step to go on from": state.get("step", 0), "the checksum of the weights": checksum}
     distributed.require_agreement(facts, rank, world_size)
-    if first_step >= settings.steps:
-        get_console().print(f"{run}: all {settings.steps} steps are done")
+    if state.get("step", 0) >= config.train.steps and EVALUATION_DUE not in state:
+        get_console().print(f"{run}: all {config.train.steps} steps are done")
         return state
+    loop = create_loop(config, run, state.get("step", 0), classes, rank, world_size)
     step_cell = TrainStep(
         network, loss, optimizer, COLUMNS,
-        clip_norm=config.optimizer.clip_norm, accumulate=settings.accumulate, world_size=world_size,
+        clip_norm=config.optimizer.clip_norm, accumulate=config.train.accumulate, world_size=world_size,
     )  # fmt: skip
-    per_step = settings.batch_size * settings.accumulate  # samples of this rank
-    batches = create_train_batches(
-        config.data, max_classes=config.data.max_classes or len(classes), seed=config.seed, rank=rank,
-        world_size=world_size, batch_size=settings.batch_size, first_sample=first_step * per_step,
-        num_samples=(settings.steps - first_step) * per_step,
+    items = load_items(config.data, config.data.train_split)
+    bad = None
+    if config.data.on_bad_sample == "skip":
+        bad = BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
+    parts = Parts(
+        network, step_cell, rates(config), create_batches(config, loop, len(classes), items, bad), count,
+        create_validation(config, network, classes, samples, rank, world_size, stop),
+        graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size)),
+        stop, items, bad,
     )  # fmt: skip
-    loop = Loop(
+    try:
+        return fit(loop, parts, state)
+    finally:
+        if bad and bad.names:
+            listed = ", ".join(bad.names)
+            get_console().print(f"{len(bad.names)} training samples left out: {listed} ({run / BAD_SAMPLES})")
+
+
+def create_loop(config: Config, run: Path, first_step: int, classes, rank: int, world_size: int) -> Loop:
+    """The settings of the training loop."""
+    settings = config.train
+    return Loop(
         run=run, steps=settings.steps, first_step=first_step, batch_size=settings.batch_size,
         accumulate=settings.accumulate, log_every=settings.log_every, evaluate_every=settings.evaluate_every,
         checkpoint_every=settings.checkpoint_every, keep_checkpoints=settings.keep_checkpoints,
-        seed=config.seed, rank=rank, world_size=world_size,
+        max_bad_steps=settings.max_bad_steps, seed=config.seed, rank=rank, world_size=world_size,
         classes={"names": classes.names, "palette": classes.palette},
     )  # fmt: skip
-    validate = create_validation(config, network, classes, samples, rank, world_size)
-    cache = graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size))
-    return fit(loop, network, step_cell, rates(config), batches, count, validate, state, cache)
+
+
+def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: BadSamples | None):
+    """The batches that this rank has still to take; none after the last step, which may await its evaluation."""
+    if loop.first_step == loop.steps:
+        return iter(())
+    per_step = loop.batch_size * loop.accumulate  # samples of this rank
+    return create_train_batches(
+        config.data, max_classes=config.data.max_classes or num_classes, seed=config.seed, rank=loop.rank,
+        world_size=loop.world_size, batch_size=loop.batch_size, first_sample=loop.first_step * per_step,
+        num_samples=(loop.steps - loop.first_step) * per_step, items=items, bad=bad,
+    )  # fmt: skip
 
 
 def graph_facts(config: Config, num_classes: int, rank: int, world_size: int) -> dict:
@@ -132,8 +173,11 @@ def count(group: list[dict]) -> np.ndarray:
     return np.sum([batch_counts(batch) for batch in group], axis=0, dtype=np.float32)
 
 
-def create_validation(config: Config, network, classes, samples, rank: int, world_size: int):
-    """A function that evaluates the network's present weights as eval.py would, and returns the summary."""
+def create_validation(config: Config, network, classes, samples, rank: int, world_size: int, stop: StopSignals):
+    """A function that evaluates the network's present weights as eval.py would, and returns the summary.
+
+    It gives up, and returns None, where a signal asks any rank to stop.
+    """
     make = NetworkLogits(
         partial(create_model, config.model, len(classes)), partial(weights.copy_weights, network)
     )
@@ -142,9 +186,10 @@ def create_validation(config: Config, network, classes, samples, rank: int, worl
     if len(samples):  # settings that do not fit the images are refused now, not after hours
         evaluate(predict, [samples[0]], classes, config.eval.boundary_radius, progress=False)
 
-    def validate() -> dict:
+    def validate() -> dict | None:
         make.refresh()
-        return evaluate(predict, samples, classes, config.eval.boundary_radius, rank == 0, all_reduce)
+        radius = config.eval.boundary_radius
+        return evaluate(predict, samples, classes, radius, rank == 0, all_reduce, stop.asked)
 
     return validate
 

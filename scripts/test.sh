@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and tests, in an environment of its own: bash scripts/test.sh [--slow] [pytest arguments]
+# Lint and tests, in an environment of its own: bash scripts/test.sh [--slow] [--faults] [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh

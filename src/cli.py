@@ -9,7 +9,11 @@ from pathlib import Path
 
 from src.constants import DISK_FULL
 
-MISUSE = 2
+# Exit codes, besides 0 for success and Python's own 1 for an error that nothing below is made for.
+MISUSE = 2  # wrong usage, configuration or data: the same command fails again
+DIVERGED = 3  # the numbers of a training run are no longer finite: the same command fails again
+RESUME = 85  # stopped by a signal and saved: the same command goes on
+INTERRUPTED = 130  # left at once
 TRACEBACK_VARIABLE = "ECENET_TRACEBACK"
 
 
@@ -17,7 +21,9 @@ def config_parser(description: str, required: bool = True) -> argparse.ArgumentP
     """A parser with --config FILE, --print-config and key=value overrides."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=f"Exit codes: 0 success, {MISUSE} wrong usage, configuration or data, 1 anything else. "
+        epilog=f"Exit codes: 0 success, {MISUSE} wrong usage, configuration or data, 1 anything else, {INTERRUPTED} "
+        f"interrupted; of training also {RESUME}: stopped by SIGTERM, SIGUSR1 or SIGINT and saved, the same command "
+        f"goes on; {DIVERGED}: the loss or its gradients were not finite for train.max_bad_steps steps in a row. "
         f"{TRACEBACK_VARIABLE}=1 in the environment shows where an error arose.",
     )
     parser.add_argument("--config", required=required, metavar="FILE", help="YAML configuration of the run")
@@ -32,9 +38,9 @@ def config_parser(description: str, required: bool = True) -> argparse.ArgumentP
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command line and exits: 0 when it returns, 2 with the message of an error in what it was given.
+    """Runs a command line and exits: 0 when it returns, else with the code and the message that an error stands for.
 
-    A full disk is told in a line, too, with exit code 1.
+    FloatingPointError, a run whose numbers went bad: DIVERGED; wrong values, missing and unwritable files: MISUSE. A full disk is told in a line, too, with exit code 1.
     """
     try:
         main()
@@ -43,6 +49,9 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISUSE)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
     except OSError as error:
         if error.errno not in DISK_FULL or os.environ.get(TRACEBACK_VARIABLE):
             raise
@@ -51,7 +60,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def writable(path: str) -> Path:

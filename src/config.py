@@ -72,6 +72,8 @@ class DataConfig(Settings):
     photometric: bool = True
     max_classes: PositiveInt | None = None  # room for the classes of one crop; None: all of the data set
     workers: PositiveInt = 2
+    on_bad_sample: Literal["error", "skip"] = "error"  # training only: an image or mask that cannot be read
+    max_bad_samples: PositiveInt = 100  # skip only: more different ones end the run
     options: dict[str, Any] = {}  # keyword arguments of the data set's function
 
     @model_validator(mode="after")
@@ -138,6 +140,7 @@ class TrainConfig(Settings):
     evaluate_every: PositiveInt = 4000
     checkpoint_every: PositiveInt = 4000
     keep_checkpoints: PositiveInt = 2  # newest ones, besides the best: should the last be damaged, there is another
+    max_bad_steps: PositiveInt = 10  # steps in a row with a loss or gradient that is not finite, before the run ends
 
 
 class EvalConfig(Settings):

@@ -47,6 +47,17 @@ def compile_cache(folder: Path) -> Iterator[None]:
         ms.set_context(enable_compile_cache=False)
 
 
+@contextmanager
+def pynative() -> Iterator[None]:
+    """Within it cells run operator by operator, so that hooks see what each cell gives."""
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=mode)
+
+
 class _Sum(nn.Cell):
     def __init__(self) -> None:
         super().__init__()

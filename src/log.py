@@ -163,10 +163,15 @@ class MetricsLog:
         except OSError as error:  # of a full disk: without the name
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
-    def truncate_after(self, step: int) -> None:
-        """Drops records with a larger `step`, in one move: what a resumed run will write again."""
+    def truncate_after(self, step: int, evaluated: bool = True) -> None:
+        """Drops records with a larger `step`, in one move: what a resumed run will write again.
+
+        evaluated: whether the evaluation of `step` itself is kept, too.
+        """
         if self.path.is_file():
-            self._replace([record for record in read_metrics(self.path) if record.get("step", step) <= step])
+            records = [record for record in read_metrics(self.path) if record.get("step", step) <= step]
+            repeated = [] if evaluated else [("eval", step)]
+            self._replace([r for r in records if (r.get("kind"), r.get("step")) not in repeated])
 
     def _replace(self, records: list[dict[str, Any]]) -> None:
         new = self.path.with_name(f"{self.path.name}.new")

@@ -10,10 +10,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--faults", action="store_true", help="run the fault campaigns, and nothing else")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
+    faults = config.getoption("--faults")
+    dropped = [item for item in items if ("faults" in item.keywords) != faults]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+    if not config.getoption("--slow") and not faults:
         skip = pytest.mark.skip(reason="slow; run with --slow")
         for item in items:
             if "slow" in item.keywords:

@@ -96,7 +96,7 @@ def test_loss_terms_and_gradients_agree(backbone):
     batch = draw_batch(2)
     noise, counts = draw_noise(network.noise_rates, 0, 0, 2), batch_counts(batch)
     step = tiny_step(network)
-    ours, norm = run_step(step, step.optimizer.inputs(0, 1.0), noise, [batch], counts)  # SGD with rate 1: p = p - g
+    ours, norm, _ = run_step(step, step.optimizer.inputs(0, 1.0), noise, [batch], counts)  # SGD with rate 1: p = p - g
     theirs, gradients = twin_gradients(twin_of(backbone, weights), batch, noise[0], counts)
     assert theirs == pytest.approx(ours, abs=1e-4) and min(ours.values()) > 0.0
     assert norm == pytest.approx(np.sqrt(sum((g**2).sum() for g in gradients.values())), rel=1e-3)

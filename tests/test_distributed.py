@@ -14,7 +14,7 @@ import pytest
 
 import train
 from src.config import load_config
-from src.engine.checkpoint import read_tensors
+from src.engine.weights import read_tensors
 from src.log import read_metrics
 from tests.commands import ROOT
 from tests.distributed_worker import BIG, SHARES, note_first_evaluation, note_samples, score_share

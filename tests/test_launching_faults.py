@@ -17,7 +17,7 @@ import pytest
 
 import train
 from src.config import load_config
-from src.engine.checkpoint import read_tensors
+from src.engine.weights import read_tensors
 from src.launching.checks import left_over
 from src.launching.processes import read_identity
 from src.log import read_metrics

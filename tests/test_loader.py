@@ -32,7 +32,7 @@ def assert_same(samples, expected):
 def collect(**settings):
     """All samples of the batches, as tuples in the order of the columns."""
     batches = list(create_train_batches(DATA, **{**SETTINGS, **settings}))
-    names = ("image", "label", "valid", "present")
+    names = ("image", "label", "valid", "present", "item")
     return [tuple(batch[name][b] for name in names) for batch in batches for b in range(len(batch["label"]))]
 
 
@@ -53,8 +53,8 @@ def test_every_epoch_has_every_item_once_in_another_order():
 
 def test_sample_form():
     stream = make_stream()
-    assert stream.columns == ("image", "label", "valid", "present") and len(stream) == 12
-    image, label, valid, present = stream[np.int64(1)]
+    assert stream.columns == ("image", "label", "valid", "present", "item") and len(stream) == 12
+    image, label, valid, present, item = stream[np.int64(1)]
     assert (image.shape, image.dtype, image.flags.c_contiguous) == ((3, 32, 40), np.uint8, True)
     assert (label.shape, label.dtype) == (valid.shape, valid.dtype) == ((32, 40), np.uint8)
     assert (present.shape, present.dtype) == ((9,), np.int32)
@@ -103,7 +103,7 @@ def test_declared_columns_are_yielded():
 
     add_rows.columns = ("rows",)
     [batch] = create_batches(make_stream(2, [add_rows]), 2, 1)
-    assert batch.keys() == {"image", "label", "valid", "rows"}  # an undeclared key stays behind
+    assert batch.keys() == {"image", "label", "valid", "rows", "item"}  # an undeclared key stays behind
     np.testing.assert_array_equal(batch["rows"], np.full((2, 4), 40))
 
 

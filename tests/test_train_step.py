@@ -45,7 +45,7 @@ def run_plane(step: TrainStep, images: list, rate: float = 0.1):
     batches = [{"image": np.array(image, np.float32)} for image in images]
     noise = np.ones((len(batches), *batches[0]["image"].shape[:1], 1), np.float32)
     counts = np.array([0, 0, sum(len(batch["image"]) for batch in batches)], np.float32)
-    terms, norm = run_step(step, np.array([rate], np.float32), noise, batches, counts)
+    terms, norm, _ = run_step(step, np.array([rate], np.float32), noise, batches, counts)
     return terms, norm, step.network.weight.asnumpy().copy()
 
 
@@ -104,7 +104,7 @@ def train(accumulate: int, steps: int = 5) -> tuple[TrainStep, list]:
             batch["label"][2], batch["present"][2] = 255, -1
         noise = draw_noise(network.noise_rates, 5, i, 4 // accumulate, accumulate=accumulate)
         groups = [batch] if accumulate == 1 else split(batch)
-        logged.append(run_step(step, np.array([RATE], np.float32), noise, groups, batch_counts(batch)))
+        logged.append(run_step(step, np.array([RATE], np.float32), noise, groups, batch_counts(batch))[:2])
     return step, logged
 
 

@@ -106,7 +106,7 @@ def create_step(row: dict, network: nn.Cell, batch: dict, noise: np.ndarray, cou
 
     def step(rate: float) -> dict[str, float]:
         nonlocal number
-        terms, norm = run_step(cell, cell.optimizer.inputs(number, rate), noise[None], [batch], counts)
+        terms, norm, _ = run_step(cell, cell.optimizer.inputs(number, rate), noise[None], [batch], counts)
         number += 1
         return {**terms, "norm": norm}
 

@@ -1,11 +1,12 @@
 """From the `data` section of a config to classes, training batches and evaluation samples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from src.config import DataConfig, lookup
 from src.config_options import check_options
+from src.data.bad_samples import BadSamples
 from src.data.classes import Classes
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
@@ -72,14 +73,17 @@ def create_train_batches(
     first_sample: int,
     num_samples: int,
     pad_pixel: tuple[int, int, int] = MEAN_PIXEL,
+    items: Sequence[Item] | None = None,
+    bad: BadSamples | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Augmented batches of this rank: num_samples samples after the first_sample ones that it has taken already.
 
-    Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W) int32, valid (B, H, W) uint8 and present
-    (B, max_classes) int32. Missing data and wrong settings raise here, bad files while iterating.
+    Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W) int32, valid (B, H, W) uint8, present
+    (B, max_classes) int32 and item (B,) int32, the index in `items` (None: the items of data.train_split) of what each
+    sample was made of. Missing data and wrong settings raise here, bad files while iterating, unless `bad` notes them.
     """
     stream = SampleStream(
-        items=load_items(data, data.train_split),
+        items=load_items(data, data.train_split) if items is None else items,
         table=load_classes(data).table,
         transforms=train_transforms(data, max_classes, pad_pixel),
         seed=seed,
@@ -87,6 +91,7 @@ def create_train_batches(
         rank=rank,
         world_size=world_size,
         first=first_sample,
+        bad=bad,
     )
     return create_batches(stream, batch_size, data.workers)
 

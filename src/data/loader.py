@@ -14,7 +14,8 @@ import cv2
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.reading import Item, read_item
+from src.data.bad_samples import BadSamples
+from src.data.reading import Item, Sample, read_item
 from src.data.transforms import Transform, declared_columns
 
 # Second entry of every seed: keeps the generators of samples, order and network noise (engine/train_step.py) apart.
@@ -34,8 +35,10 @@ class SampleStream:
     """The training samples of one rank.
 
     first: samples that this rank has taken already (0 for a fresh run); length: samples from there on.
+    bad: notes items that cannot be read, and the item of the next position that can be stands in (of the next position
+    over all devices, so that their number does not matter); None: such an item is an error.
     `stream[i]` is a tuple in the order of `columns`: image (3, H, W) uint8, label and valid (H, W) uint8, then what the
-    transforms add.
+    transforms add, then `item`, int32, the index of the item that it was made of.
     """
 
     items: Sequence[Item]
@@ -46,27 +49,41 @@ class SampleStream:
     rank: int = 0
     world_size: int = 1
     first: int = 0
+    bad: BadSamples | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return ("image", "label", "valid", *declared_columns(self.transforms))
+        return ("image", "label", "valid", *declared_columns(self.transforms), "item")
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
         position = (self.first + int(i)) * self.world_size + self.rank
-        epoch, k = divmod(position, len(self.items))
-        item = self.items[permutation(self.seed, epoch, len(self.items))[k]]
+        index, sample = self.read(position)
         rng = np.random.default_rng((self.seed, SAMPLE_STREAM, position))
-        sample = read_item(item, self.table)
         try:
             for transform in self.transforms:
                 sample = transform(sample, rng)
         except ValueError as error:
-            raise ValueError(f"{item.name}: {error}") from error
-        sample = {**sample, "image": np.stack(cv2.split(sample["image"]))}  # (3, H, W)
-        return tuple(np.ascontiguousarray(sample[column]) for column in self.columns)
+            raise ValueError(f"{self.items[index].name}: {error}") from error
+        image = np.stack(cv2.split(sample["image"]))  # (3, H, W)
+        sample = {**sample, "image": image, "item": np.array(index, np.int32)}
+        return tuple(np.asarray(sample[column], order="C") for column in self.columns)
+
+    def read(self, position: int) -> tuple[int, Sample]:
+        """Index and sample of the item at a position, or of the first one from there on that can be read."""
+        count = len(self.items)
+        for place in range(position, position + count):
+            epoch, k = divmod(place, count)
+            index = int(permutation(self.seed, epoch, count)[k])
+            try:
+                return index, read_item(self.items[index], self.table)
+            except (ValueError, OSError) as error:
+                if self.bad is None:
+                    raise
+                self.bad.add(index, str(error))
+        raise ValueError(f"{count} training samples in a row cannot be read; see whether the data are where they were")
 
 
 class _Recorder:

@@ -15,6 +15,7 @@ Sample = dict[str, np.ndarray]
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")  # pillow's single-channel integer modes
 SPREAD = {"L;2": 85, "L;4": 17}  # pillow stretches 2- and 4-bit greys to 0..255 by these factors
+PILLOW_ERRORS = (OSError, SyntaxError, Image.DecompressionBombError)  # a broken PNG chunk; a header's absurd size
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ def read_image(path: Path) -> np.ndarray:
     if data.startswith(JPEG_START) and not data.endswith(JPEG_END):
         try:
             Image.open(io.BytesIO(data)).load()
-        except OSError as error:
+        except PILLOW_ERRORS as error:
             raise ValueError(f"truncated JPEG {path} ({error}); copy the file again or remove it") from error
     # OpenCV raises for empty input and returns None for anything else that it cannot decode
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error:  # a damaged header may name a size beyond OpenCV's limits
+        image = None
     if image is None:
         raise ValueError(
             f"cannot decode image {path} ({len(data)} bytes): damaged, cut off or of an unknown format; "
@@ -73,7 +77,7 @@ def read_mask(path: Path) -> np.ndarray:
             _check_mask_kind(mask, path)
             stored_as = mask.tile[0].args if mask.tile else None  # read before the pixels: loading forgets it
             values = np.asarray(mask).astype(np.int32)
-    except (OSError, SyntaxError) as error:  # pillow reports a broken PNG chunk as SyntaxError
+    except PILLOW_ERRORS as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"cannot read label file {path} ({error}); copy the file again or export it anew") from error
@@ -126,7 +130,7 @@ def item_size(item: Item) -> tuple[int, int]:
     try:
         with Image.open(item.label) as mask:
             return mask.size[::-1]
-    except (OSError, SyntaxError) as error:
+    except PILLOW_ERRORS as error:
         raise ValueError(f"cannot read label file {item.label} ({error}); copy the file again") from error
 
 

@@ -62,6 +62,7 @@ class AdamW(nn.Cell):
     Runs on the fused kernel `AdamWeightDecay`, which has no bias correction, through the substitution
     lr' = lr * sqrt(c2) / c1, epsilon' = epsilon * sqrt(c2), decay' = decay * c1 / sqrt(c2), with c_i = 1 - beta_i ** t:
     then lr' * (m / (sqrt(v) + epsilon') + decay' * p) is AdamW's update.
+    t counts updates, not steps: one that was skipped leaves the moments as they were, so it must not count.
 
     Args:
         parameters: what is trained.
@@ -81,9 +82,9 @@ class AdamW(nn.Cell):
         self.update = ops.AdamWeightDecay()
         self.map = ops.HyperMap()
 
-    def inputs(self, step: int, rate: float) -> np.ndarray:
-        """Numbers of step `step` (0-based) at learning rate `rate`, for `construct`: (3,) float32."""
-        correction1, correction2 = (1.0 - beta ** (step + 1) for beta in self.betas)
+    def inputs(self, updates: int, rate: float) -> np.ndarray:
+        """Numbers of a step at learning rate `rate`, after `updates` updates, for `construct`: (3,) float32."""
+        correction1, correction2 = (1.0 - beta ** (updates + 1) for beta in self.betas)
         root = correction2**0.5
         return np.array([rate * root / correction1, self.epsilon * root, correction1 / root], np.float32)
 
@@ -105,7 +106,7 @@ class SGD(nn.Cell):
         self.momentum = momentum
         self.map = ops.HyperMap()
 
-    def inputs(self, step: int, rate: float) -> np.ndarray:
+    def inputs(self, updates: int, rate: float) -> np.ndarray:
         """Numbers of a step for `construct`: (1,) float32, the learning rate."""
         return np.array([rate], np.float32)
 

@@ -9,7 +9,8 @@ CONFIG = "config.yaml"
 # Settings that may differ when a run goes on: they change neither the samples nor the weights.
 FREE = (
     "output_dir", "eval.", "device.", "data.workers", "train.log_every", "train.evaluate_every",
-    "train.checkpoint_every", "train.keep_checkpoints",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.max_bad_steps", "data.on_bad_sample",
+    "data.max_bad_samples",
 )  # fmt: skip
 
 

@@ -3,9 +3,11 @@
 Letters: b samples of a micro-batch, n noise columns, T loss terms.
 """
 
+from typing import NamedTuple
+
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.engine.optimizer import global_norm
 
@@ -15,6 +17,7 @@ NOISE_STREAM = 3  # keeps the noise's generator apart from those of samples and 
 scale = ops.MultitypeFuncGraph("scale")
 add_to = ops.MultitypeFuncGraph("add_to")
 clear = ops.MultitypeFuncGraph("clear")
+copy_to = ops.MultitypeFuncGraph("copy_to")
 
 
 @scale.register("Tensor", "Tensor")
@@ -32,11 +35,19 @@ def _clear(total):
     return ops.assign(total, ops.zeros_like(total))
 
 
+@copy_to.register("Tensor", "Tensor")
+def _copy_to(target, source):
+    return ops.assign(target, source)
+
+
 class TrainStep(nn.Cell):
     """Forward, gradients, sum over devices and micro-batches, clipping, update.
 
     Loss terms are divided by the counts of the whole global batch, so that they and their gradients are summed, never
     averaged, over micro-batches and devices.
+
+    A step whose loss or gradient norm is not finite updates nothing: weights, optimiser states and running statistics
+    of normalisations stay as the step before left them. All devices see the same sums, so they decide alike.
 
     Args:
         network: image, noise -> outputs.
@@ -58,6 +69,12 @@ class TrainStep(nn.Cell):
         self.map = ops.HyperMap()
         if accumulate > 1:
             self.sums = optimizer.parameters.clone("gradient_sum", "zeros")
+            self.loss_sum = Parameter(Tensor(0.0, ms.float32), "loss_sum", requires_grad=False)
+        statistics = running_statistics(network)
+        self.has_statistics = len(statistics) > 0
+        if self.has_statistics:
+            self.statistics = ParameterTuple(statistics)
+            self.good_statistics = self.statistics.clone("good", "same")
         if world_size > 1:
             self.all_reduce = ops.AllReduce()
         self.value_and_grad = ops.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)
@@ -69,41 +86,70 @@ class TrainStep(nn.Cell):
         for i in range(len(self.columns)):
             batch[self.columns[i]] = columns[i]
         terms = self.loss(self.network(batch["image"], noise), batch, counts)
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total, terms
+        return add_up(terms), terms
 
     def construct(self, inputs, last, noise, counts, *columns):
         """One micro-batch.
 
         inputs: the optimiser's numbers of the step; last: bool scalar, whether this micro-batch ends the step;
-        noise (b, n); counts (3,) of the local share of the global batch. Returns (terms of this micro-batch over all
-        devices, gradient norm before clipping, 0 unless last).
+        noise (b, n); counts (4,): the loss's three of the local share of the global batch, then 1.0 where this device
+        was asked to stop. Returns (terms of this micro-batch over all devices, gradient norm before clipping, not
+        finite where nothing was updated, 0 unless last; how many devices were asked to stop).
         """
         if self.world_size > 1:
             counts = self.all_reduce(counts)
-        (_, terms), gradients = self.value_and_grad(noise, counts, *columns)
+        (_, terms), gradients = self.value_and_grad(noise, counts[:3], *columns)
         if self.world_size > 1:
             terms = self.map(self.all_reduce, terms)
         if self.accumulate == 1:
-            return terms, self.apply(gradients, inputs)
+            return terms, self.apply(gradients, add_up(terms), inputs), counts[3]
         norm = ops.zeros((), ms.float32)
         norm = ops.depend(norm, self.map(add_to, self.sums, gradients))
+        norm = ops.depend(norm, ops.assign_add(self.loss_sum, add_up(terms)))
         if last:
-            norm = self.apply(self.sums, inputs)
+            norm = self.apply(self.sums, self.loss_sum, inputs)
             norm = ops.depend(norm, self.map(clear, self.sums))
-        return terms, norm
+            norm = ops.depend(norm, ops.assign(self.loss_sum, ops.zeros_like(self.loss_sum)))
+        return terms, norm, counts[3]
 
-    def apply(self, gradients, inputs):
-        """Sums gradients over devices, clips them, updates the parameters; returns the norm before clipping."""
+    def apply(self, gradients, loss, inputs):
+        """Sums gradients over devices and, if they and the loss are finite, updates; returns the norm, see construct.
+
+        The update is a branch of the graph: selecting old or new values would be one more pass over every parameter.
+        """
         if self.world_size > 1:
             gradients = self.map(self.all_reduce, gradients)
         norm = global_norm(gradients)
+        norm = ops.select(ops.isfinite(loss), norm, loss)
+        if ops.isfinite(norm):
+            norm = ops.depend(norm, self.update(gradients, norm, inputs))
+        elif self.has_statistics:
+            norm = ops.depend(norm, self.map(copy_to, self.statistics, self.good_statistics))
+        return norm
+
+    def update(self, gradients, norm, inputs):
+        """Clips gradients of this norm, updates the parameters and keeps the running statistics as good ones."""
         if self.clip_norm > 0.0:
             factor = ops.minimum(self.clip_norm / (norm + 1e-6), ops.ones((), ms.float32))
             gradients = self.map(ops.partial(scale, factor), gradients)
-        return ops.depend(norm, self.optimizer(gradients, inputs))
+        updated = self.optimizer(gradients, inputs)
+        if self.has_statistics:
+            updated = ops.depend(updated, self.map(copy_to, self.good_statistics, self.statistics))
+        return updated
+
+
+def running_statistics(network: nn.Cell) -> list[Parameter]:
+    """What the forward of a network changes: running mean and variance of its batch normalisations."""
+    norms = [cell for _, cell in network.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
+    return [parameter for cell in norms for parameter in (cell.moving_mean, cell.moving_variance)]
+
+
+def add_up(terms):
+    """Sum of a tuple of scalars."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def draw_noise(
@@ -120,17 +166,29 @@ def draw_noise(
     return factors.reshape(accumulate, batch_size, len(rates))
 
 
-def run_step(step_cell: TrainStep, inputs: np.ndarray, noise: np.ndarray, batches: list, counts: np.ndarray):
-    """Runs the micro-batches of one optimiser step; returns (dict of summed terms, gradient norm) as floats.
+class StepResult(NamedTuple):
+    """terms: summed over micro-batches and devices; norm: of the gradients, not finite where the step updated nothing;
+    stop: whether a device was asked to stop before the step."""
 
-    noise (accumulate, b, n); batches: a dict of arrays per micro-batch; counts (3,) over all of them.
+    terms: dict[str, float]
+    norm: float
+    stop: bool
+
+
+def run_step(
+    step_cell: TrainStep, inputs: np.ndarray, noise: np.ndarray, batches: list, counts: np.ndarray, stop: bool = False
+) -> StepResult:
+    """Runs the micro-batches of one optimiser step.
+
+    noise (accumulate, b, n); batches: a dict of arrays per micro-batch; counts (3,) over all of them; stop: whether
+    this device was asked to stop.
     """
     totals: dict[str, float] = {}
-    norm = 0.0
+    counts = np.append(counts, stop).astype(np.float32)
     for i, batch in enumerate(batches):
         arrays = [Tensor(np.ascontiguousarray(batch[name])) for name in step_cell.columns]
         last = Tensor(i == len(batches) - 1)
-        terms, norm = step_cell(Tensor(inputs), last, Tensor(noise[i]), Tensor(counts), *arrays)
+        terms, norm, stops = step_cell(Tensor(inputs), last, Tensor(noise[i]), Tensor(counts), *arrays)
         for name, value in zip(step_cell.loss.terms, terms, strict=True):
             totals[name] = totals.get(name, 0.0) + float(value.asnumpy())
-    return totals, float(norm.asnumpy())
+    return StepResult(totals, float(norm.asnumpy()), bool(stops.asnumpy() > 0))

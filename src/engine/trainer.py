@@ -1,23 +1,33 @@
-"""The training loop: steps, log, evaluation, checkpoints, in that order."""
+"""The training loop: steps, log, evaluation, checkpoints, in that order; and the ways in which it ends early."""
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import nn
 
+from src.distributed import sum_counts
+from src.engine.autopsy import write_autopsy
 from src.engine.checkpoint import save_checkpoint
-from src.engine.train_step import TrainStep, draw_noise, run_step
-from src.log import MetricsLog, get_console, progress
+from src.engine.step_means import StepMeans
+from src.engine.stopping import Stopped, StopSignals
+from src.engine.train_step import StepResult, TrainStep, draw_noise, run_step
+from src.log import MetricsLog, get_console, progress, read_metrics
+
+METRICS, BAD_SAMPLES = "metrics.jsonl", "bad_samples.jsonl"
+# Keys of a checkpoint's state, besides step, miou, best_miou and best_step:
+SKIPPED, BAD_STEPS = "skipped", "bad_steps"  # steps that updated nothing: of the whole run, in a row up to now
+EVALUATION_DUE = "evaluation_due"  # true where the run was stopped before, or in, the evaluation of the step
+MEANS = "means"  # sums since the last line of the log
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What the loop needs besides the step: durations in optimiser steps, see TrainConfig."""
+    """What the loop needs besides its parts: durations in optimiser steps, see TrainConfig."""
 
     run: Path
     steps: int
@@ -27,84 +37,208 @@ class Loop:
     log_every: int
     evaluate_every: int
     checkpoint_every: int
+    max_bad_steps: int
     seed: int
     rank: int
     world_size: int
     keep_checkpoints: int
-    classes: dict | None = None  # names and palette, kept with the weights
+    classes: dict  # names and palette, kept with the weights
 
 
-def fit(
-    loop: Loop,
-    network: nn.Cell,
-    step_cell: TrainStep,
-    rates: np.ndarray,
-    batches: Iterator[dict],
-    count: Callable[[list[dict]], np.ndarray],
-    evaluate: Callable[[], dict],
-    state: dict,
-    cache: AbstractContextManager,
-) -> dict:
-    """Trains from loop.first_step to loop.steps; returns the state: `step`, `best_miou`, the last `miou`.
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with.
 
     rates (steps,): learning rates; count: micro-batches -> counts (3,) for the loss; evaluate: summary of the
-    evaluation split with the network's present weights; state: of the checkpoint that the run goes on from, {} if new;
-    cache: what the first step, which compiles, runs in.
+    evaluation split with the network's present weights, None where it was given up; cache: what the first step, which
+    compiles, runs in; stop: asks the run to end; items: of the training split, each with a `name`; bad: notes those
+    that cannot be read (see data/bad_samples.py), None where they are errors.
     """
-    log = MetricsLog(loop.run / "metrics.jsonl") if loop.rank == 0 else None
-    if log:
-        log.truncate_after(loop.first_step)
-    means = StepMeans(loop)
-    get_console().print("the first step is compiled: half a minute for small networks")
+
+    network: nn.Cell
+    step_cell: TrainStep
+    rates: np.ndarray
+    batches: Iterator[dict]
+    count: Callable[[list[dict]], np.ndarray]
+    evaluate: Callable[[], dict | None]
+    cache: AbstractContextManager
+    stop: StopSignals
+    items: Sequence
+    bad: Any = None
+
+
+class Logs:
+    """The files that rank 0 writes line by line."""
+
+    def __init__(self, loop: Loop, state: dict) -> None:
+        self.run = loop.run
+        self.metrics = MetricsLog(loop.run / METRICS)
+        self.metrics.truncate_after(loop.first_step, evaluated=EVALUATION_DUE not in state)
+
+    def tell_bad_samples(self, bad: Any) -> None:
+        """Names the bad samples that were found since the last call, on the console and in a file."""
+        for entry in bad.take_new():
+            get_console().print(f"left out: {entry['name']}: {entry['reason']}", markup=False)
+            MetricsLog(self.run / BAD_SAMPLES).write(entry)
+
+
+def known_bad_samples(run: Path) -> list[str]:
+    """Names of the samples that a run has left out before it was interrupted."""
+    file = run / BAD_SAMPLES
+    return [record["name"] for record in read_metrics(file)] if file.is_file() else []
+
+
+def fit(loop: Loop, parts: Parts, state: dict) -> dict:
+    """Trains from loop.first_step to loop.steps; returns the state: `step`, `best_miou`, the last `miou`, ...
+
+    state: of the checkpoint that the run goes on from, {} if new.
+    Raises Stopped where the run was asked to end, FloatingPointError after loop.max_bad_steps steps in a row whose loss
+    or gradients are not finite.
+    """
+    logs = Logs(loop, state) if loop.rank == 0 else None
+    means = StepMeans(loop.batch_size * loop.accumulate * loop.world_size, state.get(MEANS))
+    state = {key: value for key, value in state.items() if key != MEANS}
+    if any_asked(loop, parts.stop):
+        raise Stopped(f"{reason(parts.stop)} before the first step; the same command starts it again")
+    if EVALUATION_DUE in state:
+        state = close_step(loop, parts, logs, state, means, leave=False)
     with progress(loop.steps, "train", completed=loop.first_step, disable=loop.rank != 0) as advance:
         for step in range(loop.first_step, loop.steps):
             means.start()
-            group = [next(batches) for _ in range(loop.accumulate)]
+            group = [next(parts.batches) for _ in range(loop.accumulate)]
             means.data_ready()
-            with cache if step == loop.first_step else nullcontext():
-                terms, norm = take_step(loop, network, step_cell, rates, step, group, count(group))
-            means.add(terms, norm)
-            require_finite(step, terms, norm)
-            done = step + 1
-            state = {**state, "step": done}
-            advance(text=f"loss {sum(terms.values()):.3f}")
-            if log and (done % loop.log_every == 0 or done == loop.steps):
-                log.write({"kind": "train", "step": done, "lr": float(rates[step]), **means.read()})
-            evaluated = done % loop.evaluate_every == 0 or done == loop.steps
-            best = False
-            if evaluated:
-                state, best = take_evaluation(state, evaluate(), log, done)
-            if loop.rank == 0 and (best or evaluated or done % loop.checkpoint_every == 0):
-                save_checkpoint(
-                    loop.run, done, network, step_cell.optimizer, state, best, loop.classes, loop.keep_checkpoints
-                )
+            with first_of_run(loop, parts, step):
+                result = take_step(loop, parts, state, step, group)
+            means.add(result)
+            state = {**state, "step": step + 1, **count_bad_steps(state, result)}
+            if state[BAD_STEPS]:
+                judge_bad_step(loop, parts, state, result, group)
+            advance(text=f"loss {sum(result.terms.values()):.3f}")
+            if logs and ((step + 1) % loop.log_every == 0 or step + 1 == loop.steps):
+                record = {"kind": "train", "step": step + 1, "lr": float(parts.rates[step]), **means.read()}
+                logs.metrics.write({**record, SKIPPED: state[SKIPPED]})
+            if (step + 1) % loop.evaluate_every == 0 or step + 1 == loop.steps:
+                state[EVALUATION_DUE] = True
+            leave = result.stop if loop.world_size > 1 else parts.stop.asked()
+            state = close_step(loop, parts, logs, state, means, leave)
     return state
 
 
-def take_step(loop: Loop, network, step_cell, rates, step: int, group: list[dict], counts: np.ndarray):
-    """Draws the noise of a step and runs it; returns (terms, gradient norm)."""
-    noise = draw_noise(
-        network.noise_rates, loop.seed, step, loop.batch_size,
+def first_of_run(loop: Loop, parts: Parts, step: int) -> AbstractContextManager:
+    """What a step runs in: the cache for the one that compiles."""
+    if step > loop.first_step:
+        return nullcontext()
+    get_console().print("the first step is compiled: half a minute for small networks")
+    return parts.cache
+
+
+def take_step(loop: Loop, parts: Parts, state: dict, step: int, group: list[dict]) -> StepResult:
+    """Draws the noise of a step and runs it."""
+    inputs = parts.step_cell.optimizer.inputs(step - state.get(SKIPPED, 0), parts.rates[step])
+    noise = noise_of(loop, parts, step)
+    return run_step(parts.step_cell, inputs, noise, group, parts.count(group), parts.stop.asked())
+
+
+def noise_of(loop: Loop, parts: Parts, step: int) -> np.ndarray:
+    """The keep factors of a step, (accumulate, batch size, n)."""
+    return draw_noise(
+        parts.network.noise_rates, loop.seed, step, loop.batch_size,
         accumulate=loop.accumulate, rank=loop.rank, world_size=loop.world_size,
     )  # fmt: skip
-    return run_step(step_cell, step_cell.optimizer.inputs(step, rates[step]), noise, group, counts)
 
 
-def require_finite(step: int, terms: dict[str, float], norm: float) -> None:
-    """Raises ArithmeticError where a loss term or the gradient norm of a step is NaN or infinite."""
-    if not math.isfinite(sum(terms.values()) + norm):
-        raise ArithmeticError(
-            f"step {step + 1}: loss terms {terms}, gradient norm {norm}; the weights are lost, checkpoints before this "
-            "step are not. Lower optimizer.lr, raise optimizer.warmup_steps or set optimizer.clip_norm"
+def count_bad_steps(state: dict, result: StepResult) -> dict:
+    """The entries of a state that count steps which updated nothing, after another step."""
+    if math.isfinite(result.norm):
+        return {SKIPPED: state.get(SKIPPED, 0), BAD_STEPS: 0}
+    return {SKIPPED: state.get(SKIPPED, 0) + 1, BAD_STEPS: state.get(BAD_STEPS, 0) + 1}
+
+
+def judge_bad_step(loop: Loop, parts: Parts, state: dict, result: StepResult, group: list[dict]) -> None:
+    """Tells of a step that updated nothing; after too many in a row writes the autopsy and raises."""
+    step, bad = state["step"], state[BAD_STEPS]
+    what = f"step {step}: loss {sum(result.terms.values()):g}, gradient norm {result.norm:g}: not finite"
+    get_console().print(f"{what}, nothing updated ({bad} in a row; {loop.max_bad_steps} end the run)")
+    if bad < loop.max_bad_steps:
+        return
+    get_console().print("the step is looked into, which compiles it once more")
+    other = f"_rank{loop.rank}" if loop.rank else ""
+    file = loop.run / f"autopsy_{step:08d}{other}.json"
+    counts = parts.count(group)
+    if loop.world_size > 1:
+        counts = sum_counts(counts.astype(np.int64)).astype(np.float32)
+    facts = {
+        "step": step, "bad_steps": bad, "lr": float(parts.rates[step - 1]), "loss_terms": result.terms,
+        "gradient_norm": result.norm, "rank": loop.rank,
+    }  # fmt: skip
+    samples = [[parts.items[index].name for index in batch["item"]] for batch in group]
+    noise = noise_of(loop, parts, step - 1)
+    write_autopsy(file, facts, parts.step_cell, noise, group, counts, samples, loop.classes["names"])
+    meet(loop)
+    raise FloatingPointError(
+        f"{what}, and so for {bad} steps in a row (train.max_bad_steps). {file} holds samples, loss terms, gradients "
+        "and the first module that went wrong. Checkpoints are good; the same settings end here again: lower "
+        "optimizer.lr, raise optimizer.warmup_steps or set optimizer.clip_norm, under another name"
+    )
+
+
+def close_step(loop: Loop, parts: Parts, logs: Logs | None, state: dict, means: StepMeans, leave: bool) -> dict:
+    """Evaluation and checkpoint where they are due after a step; returns the state, or raises Stopped.
+
+    leave: whether the run is to end here. It, and every decision below, is the same on all devices.
+    """
+    best = evaluated = False
+    if EVALUATION_DUE in state and not leave:
+        summary = parts.evaluate()
+        leave, evaluated = summary is None, summary is not None
+        if evaluated:
+            state, best = take_evaluation(state, summary, logs)
+    save = leave or evaluated or state["step"] % loop.checkpoint_every == 0
+    if parts.bad is not None:
+        if save and loop.world_size > 1:
+            parts.bad.merge(sum_counts)
+        if logs:
+            logs.tell_bad_samples(parts.bad)
+    if save and loop.rank == 0:
+        saved = {**state, **({MEANS: means.pending()} if means.steps else {})}
+        save_checkpoint(
+            loop.run, state["step"], parts.network, parts.step_cell.optimizer, saved, best, loop.classes,
+            loop.keep_checkpoints,
+        )  # fmt: skip
+    if leave:
+        meet(loop)
+        raise Stopped(
+            f"{reason(parts.stop)} after step {state['step']} of {loop.steps}, saved in {loop.run}; the same command "
+            "goes on from there"
         )
+    return state
 
 
-def take_evaluation(state: dict, summary: dict, log: MetricsLog | None, step: int) -> tuple[dict, bool]:
-    """The new state after an evaluation, and whether it is the best so far."""
+def meet(loop: Loop) -> None:
+    """Waits for all devices: the launcher kills the others as soon as one has left."""
+    if loop.world_size > 1:
+        sum_counts(np.zeros(1, np.int64))
+
+
+def any_asked(loop: Loop, stop: StopSignals) -> bool:
+    """Whether any device has been asked to stop; the same answer on all of them."""
+    return stop.asked() if loop.world_size == 1 else sum_counts(np.array([stop.asked()]))[0] > 0
+
+
+def reason(stop: StopSignals) -> str:
+    """Why a run ends, for its message."""
+    return f"stopped by {stop.name}" if stop.name else "stopped with another device"
+
+
+def take_evaluation(state: dict, summary: dict, logs: Logs | None) -> tuple[dict, bool]:
+    """The new state after the evaluation of its step, and whether it is the best so far."""
+    step = state["step"]
     best = summary["miou"] is not None and summary["miou"] > state.get("best_miou", -1.0)
+    state = {key: value for key, value in state.items() if key != EVALUATION_DUE}
     state = {**state, "miou": summary["miou"], **({"best_miou": summary["miou"], "best_step": step} if best else {})}
-    if log:
-        log.write({"kind": "eval", "step": step, **{key: summary[key] for key in LOGGED}, "iou": ious(summary)})
+    if logs:
+        scores = {key: summary[key] for key in LOGGED}
+        logs.metrics.write({"kind": "eval", "step": step, **scores, "iou": ious(summary)})
         score = "none: no labelled pixel" if summary["miou"] is None else f"{summary['miou']:.4f}"
         get_console().print(f"step {step}: val mIoU {score}{' (best so far)' if best else ''}")
     return state, best
@@ -116,42 +250,3 @@ LOGGED = ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")
 def ious(summary: dict) -> list:
     """Per-class IoU of a summary; None for absent classes."""
     return [entry["iou"] for entry in summary["classes"]]
-
-
-class StepMeans:
-    """Means of loss terms and gradient norm, images a second and the share of time spent waiting for data."""
-
-    def __init__(self, loop: Loop) -> None:
-        self.images = loop.batch_size * loop.accumulate * loop.world_size
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets what was added."""
-        self.terms, self.norm, self.count = {}, 0.0, 0
-        self.seconds = self.waiting = 0.0
-
-    def start(self) -> None:
-        """A step begins."""
-        self.began = time.perf_counter()
-
-    def data_ready(self) -> None:
-        """The batches of the step have arrived."""
-        self.waiting += time.perf_counter() - self.began
-
-    def add(self, terms: dict[str, float], norm: float) -> None:
-        """A step has ended."""
-        self.seconds += time.perf_counter() - self.began
-        self.count += 1
-        self.norm += norm
-        for name, value in terms.items():
-            self.terms[name] = self.terms.get(name, 0.0) + value
-
-    def read(self) -> dict:
-        """Means since the last reading, for the log."""
-        terms = {name: value / self.count for name, value in self.terms.items()}
-        record = {
-            "loss": sum(terms.values()), "terms": terms, "grad_norm": self.norm / self.count,
-            "images_per_s": self.count * self.images / self.seconds, "waiting": self.waiting / self.seconds,
-        }  # fmt: skip
-        self.reset()
-        return record
