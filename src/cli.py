@@ -7,13 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from src.constants import DISK_FULL
+from src.constants import DISK_FULL, DIVERGED, INTERRUPTED, MISUSE, RESUME
 
-# Exit codes, besides 0 for success and Python's own 1 for an error that nothing below is made for.
-MISUSE = 2  # wrong usage, configuration or data: the same command fails again
-DIVERGED = 3  # the numbers of a training run are no longer finite: the same command fails again
-RESUME = 85  # stopped by a signal and saved: the same command goes on
-INTERRUPTED = 130  # left at once
 TRACEBACK_VARIABLE = "ECENET_TRACEBACK"
 
 
@@ -40,7 +35,8 @@ def config_parser(description: str, required: bool = True) -> argparse.ArgumentP
 def run(main: Callable[[], None]) -> None:
     """Runs a command line and exits: 0 when it returns, else with the code and the message that an error stands for.
 
-    FloatingPointError, a run whose numbers went bad: DIVERGED; wrong values, missing and unwritable files: MISUSE. A full disk is told in a line, too, with exit code 1.
+    FloatingPointError, a run whose numbers went bad: DIVERGED; wrong values, missing and unwritable files: MISUSE.
+    A full disk is told in a line, too, with exit code 1.
     """
     try:
         main()

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from src.launching.checks import read_cluster
 from src.launching.group import Limits
-from src.launching.stopping import MISUSE, RESUME
+from src.constants import MISUSE, RESUME
 from tests.commands import ROOT
 
 VOLCANO, SLURM = ROOT / "deploy" / "volcano.yaml", ROOT / "deploy" / "slurm.sh"

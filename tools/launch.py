@@ -16,17 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src import cli  # noqa: E402
 from src.config import load_config  # noqa: E402
+from src.constants import RESUME  # noqa: E402
 from src.launching import checks  # noqa: E402
 from src.launching.diagnosis import describe_exit  # noqa: E402
 from src.launching.group import Echo, Limits, new_folder, start_group, watch  # noqa: E402
 from src.launching.processes import adopt_orphans  # noqa: E402
-from src.launching.stopping import RESUME, StopRequest, run_with_retries  # noqa: E402
+from src.launching.stopping import StopRequest, run_with_retries  # noqa: E402
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 PAUSE = 5.0  # seconds before a start that follows a failure
 PAUSE_OF_MANY = 60.0  # with several machines: by then all of them have noticed the failure
 EPILOG = """environment:
-  RETRIES=n        starts again, up to n times, after exit code 85 or a crash; not after wrong usage (2), nor after a
+  RETRIES=n        starts again, up to n times, after exit code 85 or a crash; not after wrong usage (2) or numbers gone bad (3), nor after a
                    stop that this program itself was asked for
   NNODES=n         machines; start this on each of them, with the same CONFIG, DEVICES and key=value
   NODE_RANK=i      number of this machine, from 0

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.constants import DIVERGED, INTERRUPTED, MISUSE, RESUME
 from src.launching.checks import Cluster
 from src.launching.diagnosis import report_failure
 from src.launching.processes import kill_group, poll, read_identity, send
-from src.launching.stopping import INTERRUPTED, MISUSE, RESUME, StopRequest
+from src.launching.stopping import StopRequest
 
 SCHEDULER = "scheduler"
 TICK = 0.05  # seconds between two looks at the processes
@@ -180,7 +181,7 @@ def judge(group: Group, first: str | None, killed: list[str], stop: StopRequest)
     """The one code that stands for those of all processes."""
     codes = [code for name, code in group.codes.items() if name != SCHEDULER]
     if first:
-        return MISUSE if group.codes[first] == MISUSE else 1
+        return group.codes[first] if group.codes[first] in (MISUSE, DIVERGED) else 1
     if killed:
         return 1
     if INTERRUPTED in codes:

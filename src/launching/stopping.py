@@ -4,9 +4,10 @@ import signal
 import time
 from collections.abc import Callable
 
+from src.constants import DIVERGED, INTERRUPTED, MISUSE, RESUME
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-MISUSE, RESUME, INTERRUPTED = 2, 85, 130  # exit codes of train.py: wrong usage; stopped and saved; interrupted twice
-FINAL = (0, MISUSE, INTERRUPTED)
+FINAL = (0, MISUSE, DIVERGED, INTERRUPTED)  # exit codes after which a further start would be of no use or unwanted
 
 
 class StopRequest:
