@@ -27,8 +27,8 @@ TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 PAUSE = 5.0  # seconds before a start that follows a failure
 PAUSE_OF_MANY = 60.0  # with several machines: by then all of them have noticed the failure
 EPILOG = """environment:
-  RETRIES=n        starts again, up to n times, after exit code 85 or a crash; not after wrong usage (2) or numbers gone bad (3), nor after a
-                   stop that this program itself was asked for
+  RETRIES=n        starts again, up to n times, after exit code 85 or a crash; not after wrong usage (2) or numbers
+                   gone bad (3), nor after a stop that this program itself was asked for
   NNODES=n         machines; start this on each of them, with the same CONFIG, DEVICES and key=value
   NODE_RANK=i      number of this machine, from 0
   MASTER_ADDR=a    address of machine 0
