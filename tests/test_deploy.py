@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from src.constants import MISUSE, RESUME
 from src.launching.checks import read_cluster
 from src.launching.group import Limits
-from src.constants import MISUSE, RESUME
 from tests.commands import ROOT
 
 VOLCANO, SLURM = ROOT / "deploy" / "volcano.yaml", ROOT / "deploy" / "slurm.sh"
