@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from src.constants import DIVERGED, MISUSE
 from src.launching.checks import Cluster, check_left_over, count_devices, read_cluster
 from src.launching.diagnosis import error_line, last_lines, next_step
 from src.launching.processes import identify, note_identity
@@ -42,16 +43,22 @@ def test_success_is_zero_and_each_rank_has_its_log(job):
 
 def test_the_first_rank_that_fails_is_named_and_the_others_end(job):
     plan = {
-        "0": ["trap", "sleep 60"], "1": ["sleep 0.5", "print EI0006: Getting socket times out", "exit 3"],
+        "0": ["trap", "sleep 60"], "1": ["sleep 0.5", "print EI0006: Getting socket times out", "exit 7"],
         "2": ["child", "sleep 60"], "scheduler": ["sleep 60"],
     }  # fmt: skip
     began = time.monotonic()
     code, _, err = job.run(plan, "3")
     assert code == 1 and time.monotonic() - began < 30
-    assert "worker_1 failed first: it ended with code 3" in err and "    EI0006: Getting socket" in err
+    assert "worker_1 failed first: it ended with code 7" in err and "    EI0006: Getting socket" in err
     assert "HCCL_CONNECT_TIMEOUT" in err
     assert not any(lives(pid) for pid in workers_of(job).values())
     assert not lives(int((job.root / "child.pid").read_text()))
+
+
+@pytest.mark.parametrize("final", [MISUSE, DIVERGED])
+def test_a_code_after_which_no_start_helps_is_handed_through(job, final):
+    code, _, err = job.run({"0": [f"exit {final}"]}, "1", RETRIES="2")
+    assert code == final and "starts again" not in err
 
 
 def test_a_killed_rank_is_a_failure(job):
