@@ -30,14 +30,14 @@ def split_part(split: str) -> tuple[str, str | None]:
     return match["split"], match["part"]
 
 
-def select_part(items: Sequence[T], part: str | None) -> list[T]:
+def select_part(items: Sequence[T], part: str | None) -> Sequence[T]:
     """The items of a part in their order, all for None.
 
     Held out are BLOCKS runs of neighbours, evenly spread over the list: frames of a video resemble their neighbours, so
     single frames would be known from training. Raises ValueError for fewer than SHARE * BLOCKS items.
     """
     if part is None:
-        return list(items)
+        return items
     if len(items) < SHARE * BLOCKS:
         raise ValueError(f"{len(items)} items are too few to hold out a tenth; needed: {SHARE * BLOCKS}")
     held = held_positions(len(items))
