@@ -11,7 +11,7 @@ import pytest
 from src.config import DataConfig
 from src.data import create_eval_samples, create_train_batches, index, load_items
 from src.data.holdout import select_part
-from src.data.index import FilePairs, pack, pair_folders, read_index, write_index
+from src.data.index import FilePairs, Names, pack, pair_folders, read_index, write_index
 from src.data.loader import permutation
 from tests.layouts import save_mask, save_photo, write_lines
 
@@ -64,7 +64,7 @@ def test_the_index_gives_what_listing_gives(data, monkeypatch):
     assert [file.suffix for file in kept(data)] == [".index"]  # and nothing half written
     refuse_to_list(monkeypatch)
     mapped = pairs(data)
-    assert isinstance(mapped, FilePairs) and isinstance(mapped.names.text, np.memmap)
+    assert isinstance(mapped, FilePairs) and isinstance(mapped.names.text.base, np.memmap)
     assert list(mapped) == list(listed) and len(mapped) == 5
     assert [item.name for item in mapped] == ["a", "b", "town/c", "town/ä.b", "z"]
     assert all(item.image.is_file() and item.label.is_file() for item in mapped)
@@ -171,23 +171,32 @@ def test_shares_and_parts_of_an_index(data):
     items = load_items(settings, "train")
     assert [item.name for item in create_eval_samples(settings, 1, 2).items] == [items[1].name, items[3].name]
     assert select_part(items, None) is items
+    names = pack(*({f"{k:02d}": tail for k in range(41)} for tail in (".a", ".b")))
+    many = FilePairs(Path("images"), Path("labels"), names)
+    for part in ("fit", "held"):
+        assert list(select_part(many, part)) == select_part(list(many), part)
+    assert select_part(many, "held")[::2][1].image == Path("images/25.a")
 
 
 def test_a_million_samples_start_within_seconds(tmp_path, monkeypatch):
     """From the index of a million pairs to the first batch. Only the files of that batch exist."""
     monkeypatch.setenv("ECENET_CACHE", str(tmp_path / "cache"))
     count, batch, root = 1_000_000, 4, tmp_path / "data"
-    names = [f"part_{i // 1000:04d}/image_{i:07d}" for i in range(count)]
-    for position in permutation(0, 0, count)[:batch]:
+    digits = (np.arange(count)[:, None] // 10 ** np.arange(6, -1, -1) % 10 + ord("0")).astype(np.uint8)
+    columns = [np.frombuffer(text, np.uint8)[None].repeat(count, axis=0) for text in (b"part_", b"/image_")]
+    text = np.concatenate([columns[0], digits[:, :4], columns[1], digits], axis=1)  # part_0012/image_0012345
+    ends = np.arange(1, count + 1) * text.shape[1]
+    names = Names((".jpg", ".png"), text.ravel(), ends, np.zeros(count, np.uint8), np.ones(count, np.uint8))
+    for position in permutation(0, 0, count)[:batch].tolist():
+        assert names[position] == f"part_{position // 1000:04d}/image_{position:07d}"
         save_photo(root / "images" / "train" / f"{names[position]}.jpg")
         save_mask(root / "labels" / "train" / f"{names[position]}.png", [0, 1])
     write_lines(root / "classes.yaml", ["names: [road, sky]"])
     settle_all(root)
     folders = [path for path in (root / "images", root / "labels") for path in [path / "train", *path.glob("train/*")]]
     stamps = {str(folder): folder.stat().st_mtime_ns for folder in folders}
-    written = pack(dict.fromkeys(names, ".jpg"), dict.fromkeys(names, ".png"))
     key, file = index.index_place(root / "images" / "train", root / "labels" / "train")
-    write_index(file, key, written, stamps, time.time_ns())
+    write_index(file, key, names, stamps, time.time_ns())
     assert read_index(file, key) is not None
     refuse_to_list(monkeypatch)
     data = DataConfig(dataset="folder", root=str(root), crop_size=(4, 4), workers=1)

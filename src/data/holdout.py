@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
+from src.data.index import FilePairs
+
 T = TypeVar("T")
 SHARE = 10  # one item in ten is held out
 BLOCKS = 4
@@ -41,7 +43,8 @@ def select_part(items: Sequence[T], part: str | None) -> Sequence[T]:
     if len(items) < SHARE * BLOCKS:
         raise ValueError(f"{len(items)} items are too few to hold out a tenth; needed: {SHARE * BLOCKS}")
     held = held_positions(len(items))
-    return [item for position, item in enumerate(items) if (position in held) == (part == HELD)]
+    positions = [position for position in range(len(items)) if (position in held) == (part == HELD)]
+    return items.take(positions) if isinstance(items, FilePairs) else [items[position] for position in positions]
 
 
 def held_positions(count: int) -> set[int]:

@@ -49,9 +49,12 @@ class Names:
 
 
 class FilePairs(Sequence):
-    """Items that are made when they are asked for; a slice is of the same kind and copies nothing."""
+    """Items that are made when they are asked for; a slice is of the same kind.
 
-    def __init__(self, images: Path, labels: Path, names: Names, positions: range | None = None) -> None:
+    positions: which of the names, in which order; None: all of them.
+    """
+
+    def __init__(self, images: Path, labels: Path, names: Names, positions: Sequence[int] | None = None) -> None:
         self.images, self.labels, self.names = images, labels, names
         self.positions = range(len(names.ends)) if positions is None else positions
 
@@ -61,10 +64,14 @@ class FilePairs(Sequence):
     def __getitem__(self, i: int | slice) -> "FileItem | FilePairs":
         if isinstance(i, slice):
             return FilePairs(self.images, self.labels, self.names, self.positions[i])
-        k = self.positions[i]
+        k = int(self.positions[i])
         name, tails = self.names[k], self.names.tails
         image, label = tails[self.names.image_tails[k]], tails[self.names.label_tails[k]]
         return FileItem(name, self.images / (name + image), self.labels / (name + label))
+
+    def take(self, positions: Sequence[int]) -> "FilePairs":
+        """The items at some positions, in that order."""
+        return FilePairs(self.images, self.labels, self.names, np.array(self.positions)[np.array(positions)])
 
 
 def pair_folders(
@@ -84,7 +91,7 @@ def pair_folders(
             by_name(_told(scan(folder, tails, stamps), folder), folder)
             for folder, tails in ((images, image_tails), (labels, label_tails))
         ]
-        check_pairs(*found, (images, labels), split)
+        check_pairs(*found, (images, labels), split, dict.fromkeys((*image_tails, *label_tails)))
         names = pack(*found)
         if len(names.ends) < INDEX_FROM:
             return list(FilePairs(images, labels, names))
@@ -158,7 +165,7 @@ def read_index(file: Path, key: str) -> Names | None:
             return None
         arrays, offset = [], len(header)
         for size, kind in zip(facts["sizes"], (np.int64, np.uint8, np.uint8, np.uint8), strict=True):
-            arrays.append(np.memmap(file, kind, "r", offset, (size,)))
+            arrays.append(np.memmap(file, kind, "r", offset, (size,)).view(np.ndarray))  # whose slices are cheaper
             offset += arrays[-1].nbytes
     except (OSError, ValueError, KeyError, TypeError):  # there is no index, or it is not one of ours: list again
         return None

@@ -131,19 +131,24 @@ def by_name(pairs: Iterable[tuple[str, str]], folder: Path) -> dict[str, str]:
     return found
 
 
-def check_pairs(images: Mapping[str, str], labels: Mapping[str, str], folders: tuple[Path, Path], split: str) -> None:
-    """Raises ValueError where there is nothing, an image without a label or a label without an image."""
+def check_pairs(
+    images: Mapping[str, str], labels: Mapping[str, str], folders: tuple[Path, Path], split: str, tails: Iterable[str]
+) -> None:
+    """Raises ValueError where there is nothing, an image without a label or a label without an image.
+
+    images, labels: name -> tail; folders: theirs; tails: all that were looked for.
+    """
     if not images and not labels:
         raise ValueError(
-            f"split {split!r} is empty: no file of the kinds {', '.join(SUFFIXES)} in {folders[0]} or {folders[1]}; "
+            f"split {split!r} of {folders[0]} and {folders[1]} is empty: no file of the kinds {', '.join(tails)}; "
             f"put images and labels there or choose another split"
         )
     alone, orphans = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
     if alone or orphans:
         raise ValueError(
-            f"split {split!r} is not paired: {count_of(alone, 'image')} without a label, "
-            f"{count_of(orphans, 'label')} without an image; {folders[0]} and {folders[1]} must hold files of the same "
-            f"names. Add or remove files until they do"
+            f"split {split!r} of {folders[0]} and {folders[1]} is not paired: {count_of(alone, 'image')} without a "
+            f"label, {count_of(orphans, 'label')} without an image. Add or remove files until both folders hold the "
+            f"same names"
         )
 
 
