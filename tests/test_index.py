@@ -156,6 +156,18 @@ def test_a_cache_that_cannot_be_written_is_told(data, monkeypatch, capsys):
     assert "not kept, so the next start lists again" in " ".join(capsys.readouterr().out.split())
 
 
+def test_where_the_cache_lies(monkeypatch, tmp_path):
+    monkeypatch.delenv("ECENET_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert index.cache_folder() == tmp_path / "ecenet"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert index.cache_folder() == tmp_path / ".cache" / "ecenet"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # a user whom the system does not know
+    assert index.cache_folder().name == "ecenet-54321"
+
+
 def test_a_kill_while_writing_leaves_the_old_index(data, monkeypatch):
     pairs(data)
     [file] = kept(data)

@@ -111,8 +111,14 @@ def index_place(
 
 def cache_folder() -> Path:
     """Where indexes are kept, never beside the data: those may be read-only."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ecenet"
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "ecenet"
+    try:
+        return Path.home() / ".cache" / "ecenet"
+    except RuntimeError:  # a container's user without a home
+        return Path(tempfile.gettempdir()) / f"ecenet-{os.getuid()}"
 
 
 def pack(images: dict[str, str], labels: dict[str, str]) -> Names:
