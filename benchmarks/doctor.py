@@ -7,6 +7,7 @@ Run from the repository root: python -m benchmarks.doctor
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -35,11 +36,14 @@ def main(arguments: list[str] | None = None) -> None:
     file, run = cli.writable(options.out), describe_run("benchmarks.doctor")
     with tempfile.TemporaryDirectory(prefix="doctor_") as name:
         write_pairs(Path(name), options.pairs)
-        seconds, inside = zip(*[time_command(Path(name)) for _ in range(options.rounds)], strict=True)
-    add_result(Path(file), f"pairs/{options.pairs}", {"run": run, "seconds": seconds, "reading_seconds": inside})
+        runs = [time_command(Path(name)) for _ in range(options.rounds)]
+    times = {key: [entry[key] for entry in runs] for key in runs[0]}
+    add_result(Path(file), f"pairs/{options.pairs}", {"run": run, **times})
+    whole, reading, processor = (times[key] for key in ("seconds", "reading_seconds", "cpu_seconds"))
     get_console().print(
-        f"{options.pairs} pairs: {min(seconds):.1f} to {max(seconds):.1f} s, start of the process included; reading "
-        f"them {min(inside):.1f} to {max(inside):.1f} s, {options.pairs / min(inside):.0f} pairs/s at best"
+        f"{options.pairs} pairs: {min(whole):.1f} to {max(whole):.1f} s, start of the process included; reading them "
+        f"{min(reading):.1f} to {max(reading):.1f} s; processor time {min(processor):.1f} s",
+        soft_wrap=True,
     )
 
 
@@ -58,16 +62,24 @@ def write_pairs(root: Path, count: int) -> None:
     (root / "classes.yaml").write_text("\n".join(lines) + "\n")
 
 
-def time_command(root: Path) -> tuple[float, float]:
-    """Seconds of a whole run of the command, and of its reading. Raises RuntimeError where it does not run."""
+def time_command(root: Path) -> dict[str, float]:
+    """Seconds of a run of the command, of its reading alone, and of processor time. RuntimeError if it does not run."""
     report, start = root / "report.json", time.perf_counter()
     command = [sys.executable, "tools/doctor.py", "data", "--config", CONFIG, "--json", str(report),
                "data.dataset=folder", f"data.root={root}"]  # fmt: skip
+    before = cpu_seconds()
     result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - before
     if not report.is_file():
         raise RuntimeError(f"the doctor ended with code {result.returncode}:\n{result.stderr[-2000:]}")
-    return seconds, json.loads(report.read_text(encoding="utf-8"))["facts"]["seconds"]
+    reading = json.loads(report.read_text(encoding="utf-8"))["facts"]["seconds"]
+    return {"seconds": seconds, "reading_seconds": reading, "cpu_seconds": cpu}
+
+
+def cpu_seconds() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from tests.doctor_data import (
     NAMES,
@@ -68,12 +68,17 @@ def colour_mask(root: Path, colours=PALETTE) -> None:
 
 
 def blur(root: Path) -> None:
-    """Masks resized with interpolation: values in between."""
+    """Masks with ignored pixels, blurred as by an interpolating resize: values in between."""
     for file in labels(root):
-        mask = Image.fromarray(values(file) * 100).resize((300, 8), Image.BILINEAR)
-        mask.resize(SIZE[::-1], Image.BICUBIC).save(file)
-    ramp = np.tile(np.linspace(3, 200, 32).astype(np.uint8), (24, 1)) + np.arange(24, dtype=np.uint8)[:, None]
-    Image.fromarray(ramp).save(label(root))
+        mask = values(file)
+        mask[:12] = 255
+        Image.fromarray(mask).filter(ImageFilter.GaussianBlur(2.0)).save(file)
+
+
+def grey_photos(root: Path) -> None:
+    """Photos in the place of the masks."""
+    for file in labels(root):
+        Image.open(root / "images" / file.relative_to(root / "labels")).convert("L").save(file)
 
 
 def speck(root: Path) -> None:
@@ -212,7 +217,8 @@ BROKEN = {
             "{names: [road, sky, tree], table: {0: road, 1: sky, 2: tree}}\n")),
         "ignore_value", (TRAIN_1, "255", "table: {0: road, 1: sky, 2: tree, 255: ignore}"),
     ),
-    "interpolated masks": Case(blur, "labels_interpolated", ("labels", "nearest neighbour")),
+    "interpolated masks": Case(blur, "labels_interpolated", ("train/train_0.png", "nearest neighbour")),
+    "grey photos as masks": Case(grey_photos, "labels_foreign", ("train/train_0.png", "photos in grey")),
     "image without a label": Case(lambda r: label(r).unlink(), "image_alone", (f"images/{TRAIN_1}",)),
     "label without an image": Case(lambda r: image(r).unlink(), "label_alone", (f"labels/{TRAIN_1}",)),
     "labels with an ending": Case(

@@ -191,6 +191,14 @@ def test_what_only_all_files_can_tell_does_not_stop_a_training(tmp_path):
     assert ("labels_0_255", "error") in [(f.code, f.severity) for f in examine(tmp_path)]
 
 
+def test_a_last_class_that_is_rare_is_no_shift(tmp_path):
+    """Few images of many classes: only where all other values occur may the labels be shifted."""
+    write_clean(tmp_path, "{names: [a, b, c, d, e], table: {0: ignore, 1: a, 2: b, 3: c, 4: d, 5: e}}\n")
+    assert {f.code for f in examine(tmp_path)} == {"class_absent"}
+    BROKEN["zero-based under a one-based table"].spoil(tmp_path)
+    assert first(tmp_path) == [] and "labels_zero_based" in {f.code for f in examine(tmp_path)}
+
+
 def test_the_short_check_keeps_to_its_time(tmp_path, monkeypatch):
     write_clean(tmp_path)
     config = configure(tmp_path)

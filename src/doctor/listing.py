@@ -10,9 +10,9 @@ from src.data import load_items
 from src.data.folder import SUFFIXES, folder_root
 from src.data.holdout import split_part
 from src.data.reading import FileItem, Item
+from src.doctor.census import NAMED
 from src.doctor.finding import ERROR, Finding, name_some
 
-MOST_NAMED = 20  # files in `where`
 ENDINGS = (
     "_mask", "-mask", "_label", "_labels", "_seg", "_gt", "_GT", "_L", "_gtFine_labelIds", "_gtFine_labelTrainIds",
     "_leftImg8bit", "_image", "_img", "_rgb", "_sat",
@@ -77,7 +77,7 @@ def twins(files: dict[str, list[Path]], split: str) -> list[Finding]:
         return []
     shown = "; ".join(" and ".join(map(str, same)) for same in double[:5])
     text = f"split {split}: {len(double)} names belong to several files: {shown}"
-    where = tuple(str(file) for same in double for file in same)[:MOST_NAMED]
+    where = tuple(str(file) for same in double for file in same)[:NAMED]
     return [Finding("same_name", ERROR, text, where, "keep one file of each name")]
 
 
@@ -91,7 +91,7 @@ def alone(
     paths = [str(files[name][0]) for name in names]
     text = f"split {split}: {len(names)} {what}s have no {other}: {name_some(paths)}"
     mend = near_names(names, set(partners) - set(files)) or f"add the {other}s, or remove the {what}s"
-    return [Finding(code, ERROR, text, tuple(paths[:MOST_NAMED]), mend)]
+    return [Finding(code, ERROR, text, tuple(paths[:NAMED]), mend)]
 
 
 def near_names(names: list[str], others: set[str]) -> str:

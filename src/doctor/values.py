@@ -6,16 +6,18 @@ K is the number of classes. Names of the conventions: `one-based` 1..K are the c
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from src.constants import IGNORE
 from src.data.classes import Classes
-from src.doctor.census import Census, short
+from src.doctor.census import NAMED, Census, short
 from src.doctor.finding import ERROR, WARNING, Finding, name_some
 
 Table = dict[int, int]
 IGNORE_16_BIT = 65535
-FEW_VALUES = 64  # more values than that outside the table are no classes
+MANY_VALUES = 16  # outside the table: more are no classes that were forgotten
+MOST = 0.5  # share of the pixels outside the table from which on the labels are not those of this data set
 PLAIN_NAME = r"[A-Za-z_][\w-]*(?: [\w-]+)*"
 YAML_WORDS = ("true", "false", "null", "True", "False", "Null", "TRUE", "FALSE", "NULL")
 
@@ -34,27 +36,35 @@ def findings(
     outside = sorted(seen - classes.table.keys())
     holders = [file for census in censuses for value in outside for file in census.holders.get(value, [])]
     if outside:
-        found = recognise(seen, outside, classes, place, list(dict.fromkeys(holders)))
+        pixels = sum((census.pixels for census in censuses), Counter())
+        found = recognise(pixels, outside, classes, place, list(dict.fromkeys(holders)))
     else:
-        found = suspect(censuses, seen, classes, place, ERROR if complete else WARNING)
+        found = suspect(censuses, seen, classes, place, complete)
     return found + colours(censuses, classes) + shown_as_others(censuses, classes)
 
 
 def recognise(
-    seen: set[int], outside: list[int], classes: Classes, place: str | None, holders: list[str]
+    pixels: Counter, outside: list[int], classes: Classes, place: str | None, holders: list[str]
 ) -> list[Finding]:
-    """The convention that explains values outside the table, if one does."""
+    """The convention that explains values outside the table, if one does; else what they look like."""
+    seen, where = set(pixels), tuple(holders[:NAMED])
     for code, text, table in conventions(seen, classes):
         if seen <= table.keys():
             named = f"{text} Values found: {some_values(seen)}; first seen in {name_some([short(f) for f in holders])}"
-            return [Finding(code, ERROR, named, tuple(holders[:20]), mend(table, classes, place))]
-    if len(outside) > FEW_VALUES:
-        text = (
-            f"{len(outside)} different values outside the table ({some_values(set(outside))}): the labels look resized "
-            f"with interpolation, or were a JPEG once; first seen in {name_some([short(f) for f in holders])}"
-        )
+            return [Finding(code, ERROR, named, where, mend(table, classes, place))]
+    share = sum(pixels[value] for value in outside) / sum(pixels.values())
+    text = (
+        f"{len(outside)} different values, {share:.1%} of the pixels, are outside the table "
+        f"({some_values(set(outside))}), first seen in {name_some([short(f) for f in holders])}: "
+    )
+    if share > MOST:
+        text += "these do not look like labels of this data set's classes"
+        advice = "see whether the folder holds other labels: instances, depths, more classes, the photos in grey"
+        return [Finding("labels_foreign", ERROR, text, where, advice)]
+    if len(outside) > MANY_VALUES:
+        text += "the labels look resized with interpolation, or were a JPEG once"
         advice = "export the labels anew, resized with the nearest neighbour only, as PNG"
-        return [Finding("labels_interpolated", ERROR, text, tuple(holders[:20]), advice)]
+        return [Finding("labels_interpolated", ERROR, text, where, advice)]
     return []
 
 
@@ -91,9 +101,13 @@ def stretched(count: int) -> list[Table]:
 
 
 def suspect(
-    censuses: Sequence[Census], seen: set[int], classes: Classes, place: str | None, severity: str
+    censuses: Sequence[Census], seen: set[int], classes: Classes, place: str | None, complete: bool
 ) -> list[Finding]:  # fmt: skip
-    """Conventions that fit into the table and are silently wrong; severity: of black and white masks."""
+    """Conventions that fit into the table and are silently wrong.
+
+    Shifted values are suspected only where all masks were read and every class but the outermost occurs: of many
+    classes, a few images lack the last one often enough.
+    """
     count, table = len(classes), classes.table
     files = name_some([short(file) for census in censuses for file in census.holders.get(max(seen), [])[:2]])
     if count == 2 and seen == {0, IGNORE} and table[0] != IGNORE and table[IGNORE] == IGNORE:
@@ -101,18 +115,21 @@ def suspect(
             f"The labels hold nothing but 0 and 255, as masks drawn in black and white do: class {classes.names[1]!r} "
             f"never occurs, and 255 is ignored, in {files}."
         )
-        return [Finding("labels_0_255", severity, text, (), mend({0: 0, IGNORE: 1}, classes, place))]
+        severity, lines = ERROR if complete else WARNING, mend({0: 0, IGNORE: 1}, classes, place)
+        return [Finding("labels_0_255", severity, text, (), lines)]
+    if not complete:
+        return []
     one_based = {k + 1: k for k in range(count)}
     zero_based = {k: k for k in range(count)}
-    expects_one = one_based.items() <= table.items()
-    if expects_one and table.get(0) == IGNORE and 0 in seen and count not in seen and count > 1:
+    expects_one = one_based.items() <= table.items() and table.get(0) == IGNORE
+    if expects_one and count > 1 and count not in seen and set(range(count)) <= seen:
         text = (
             f"The labels may be zero-based: {some_values(seen)} occur, {count} never does, so that class "
             f"{classes.names[-1]!r} is without a pixel and 0 is ignored, in {files}."
         )
         return [Finding("labels_zero_based", WARNING, text, (), mend({**zero_based, IGNORE: IGNORE}, classes, place))]
-    expects_zero = zero_based.items() <= table.items()
-    if expects_zero and table.get(count) == IGNORE and count in seen and 0 not in seen:
+    expects_zero = zero_based.items() <= table.items() and table.get(count) == IGNORE
+    if expects_zero and 0 not in seen and set(range(1, count + 1)) <= seen:
         text = (
             f"The labels may be one-based: {some_values(seen)} occur, 0 never does, so that class "
             f"{classes.names[0]!r} is without a pixel and {count} is ignored, in {files}."
@@ -149,7 +166,7 @@ def shown_as_others(censuses: Sequence[Census], classes: Classes) -> list[Findin
     ]
     text = f"Indices of palette masks are shown in other classes' colours: {'; '.join(told)}"
     advice = "export the masks with the data set's order of classes, or correct the order of names and palette"
-    return [Finding("mask_palette_order", WARNING, text, tuple(dict.fromkeys(wrong.values()))[:20], advice)]
+    return [Finding("mask_palette_order", WARNING, text, tuple(dict.fromkeys(wrong.values()))[:NAMED], advice)]
 
 
 def some_values(values: set[int], shown: int = 12) -> str:
