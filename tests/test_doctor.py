@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,18 @@ def test_what_is_short_on_a_machine():
     assert [finding.code for finding in found] == ["shared_memory", "cores", "memory_low", "disk", "onednn"]
     assert "2 GPU devices are here, but device.target=CPU" in environment.idle("CPU", short)[0].text
     assert environment.versions(short)[0].code == "numpy"
+
+
+CODE = r'''(?:Finding\(|add\(\s*|return |loads\(|yield |(?:labels|images), split, |^    )"([a-z][a-z_0-9]+)"[,:]'''
+
+
+def test_every_code_is_documented():
+    """docs/doctor.md names the codes of the sources, and no others."""
+    sources = "".join(file.read_text() for file in (ROOT / "src" / "doctor").glob("*.py"))
+    used = set(re.findall(CODE, sources, re.MULTILINE))
+    rows = [line for line in (ROOT / "docs" / "doctor.md").read_text().splitlines() if line.startswith("| `")]
+    told = {code for row in rows for code in re.findall(r"`([a-z_0-9]+)`", row.split("|")[1])}
+    assert told == used
 
 
 def test_reports_put_the_worst_first():

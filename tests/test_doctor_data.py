@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from benchmarks import doctor as benchmark
 from src.config import Config, load_config
 from src.data import load_classes, load_items
 from src.data.classes import Classes, generate_palette
@@ -257,6 +258,14 @@ def test_drawn_scenes_are_read_too(tmp_path):
     assert facts["splits"]["train"]["samples"] == 3 and facts["splits"]["train"]["unusable"] == 0
 
 
+@pytest.mark.slow
+def test_the_benchmark_runs(data_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ECENET_DATA", str(data_root))
+    benchmark.main(["--pairs", "6", "--rounds", "1", "--out", str(tmp_path / "out.json")])
+    (entry,) = json.loads((tmp_path / "out.json").read_text()).values()
+    assert entry["seconds"][0] > entry["reading_seconds"][0] > 0 and "6 pairs: " in capsys.readouterr().out
+
+
 def test_the_contact_sheet(tmp_path):
     """Tiles of samples and augmented ones; the label's colours lie over the images at half strength."""
     write_clean(tmp_path)
@@ -272,8 +281,8 @@ def test_the_contact_sheet(tmp_path):
     assert result.code == 1 and f"contact sheet: {file}" in result.out
     sheet = np.asarray(Image.open(file))
     assert sheet.shape[1] == 8 + 6 * 248 and sheet.shape[0] > 6 * 180
-    colours, counts = np.unique(sheet.reshape(-1, 3), axis=0, return_counts=True)
-    pixels = {tuple(map(int, colour)): int(count) for colour, count in zip(colours, counts, strict=True)}
+    colours, counts = np.unique(sheet.astype(np.int64) @ (1 << 16, 1 << 8, 1), return_counts=True)
+    pixels = {(c >> 16, c >> 8 & 255, c & 255): n for c, n in zip(colours.tolist(), counts.tolist(), strict=True)}
     for tint in ((178, 50, 50), (50, 178, 50), (50, 50, 178)):
         near = sum(n for c, n in pixels.items() if max(abs(a - b) for a, b in zip(c, tint, strict=True)) <= 1)
         assert near > 5 * 240 * 180 / 4  # a third of each of 5 tiles
