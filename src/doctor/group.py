@@ -25,7 +25,11 @@ def examine_group(target: str, devices: int, said: list[str]) -> tuple[list[Find
             group = start_group(Cluster(devices, port=free_port(), timeout=SECONDS), folder, command, Limits())
         except RuntimeError as error:
             return [Finding("all_reduce_failed", ERROR, str(error))], {}
-        watch(group, StopRequest(), Limits(), Echo(None), said.append)
+        try:
+            watch(group, StopRequest(), Limits(), Echo(None), said.append)
+        finally:  # a Ctrl-C does not reach them, they have sessions of their own
+            group.kill()
+            group.end_scheduler(0.0)
         reports = {rank: folder / f"rank_{rank}.json" for rank in range(devices)}
         missing = [rank for rank, file in reports.items() if not file.is_file()]
         if missing:
