@@ -1,6 +1,5 @@
 """Classes that are not there, or hardly."""
 
-from src.constants import IGNORE
 from src.data.classes import Classes
 from src.doctor.census import Census
 from src.doctor.finding import ERROR, NOTE, WARNING, Finding, name_some
@@ -11,12 +10,7 @@ MANY = 0.1  # share of masks without any label that is worth a warning
 
 def class_pixels(census: Census, classes: Classes) -> list[int]:
     """Pixels of each class in a split, (K,)."""
-    totals = [0] * len(classes)
-    for value, number in census.pixels.items():
-        k = classes.table.get(value, IGNORE)
-        if k != IGNORE:
-            totals[k] += number
-    return totals
+    return [census.class_pixels[k] for k in range(len(classes))]
 
 
 def findings(census: Census, classes: Classes, training: bool) -> list[Finding]:

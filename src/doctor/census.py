@@ -24,16 +24,18 @@ PORTION, SHORT_PORTION = 32, 4  # items a thread until the progress, or the cloc
 class Census:
     """A split as far as it was read.
 
-    pixels: value in the label files -> pixels; holders: value -> the first masks that hold it. class_masks: class id ->
-    masks that hold it. problems: code -> the first of that kind; problem_counts: all. places: digest of an image -> its
-    first name. repeated: (name, earlier name) of equal images. unlabelled, blank: number and first of the masks in
-    which every pixel is ignored. richest: most classes in one mask, and the mask.
+    pixels: value in the label files -> pixels; holders: value -> the first masks that hold it; unknown: values outside
+    the table. class_pixels, class_masks: class id or IGNORE -> pixels, masks that hold it. problems: code -> the first
+    of that kind; problem_counts: all. places: digest of an image -> its first name. repeated: (name, earlier name) of
+    equal images. unlabelled, blank: number and first of the masks in which every pixel is ignored. richest: most
+    classes in one mask, and the mask.
     """
 
     split: str
-    table: dict[int, int]
     count: int = 0
     pixels: Counter = field(default_factory=Counter)
+    unknown: set[int] = field(default_factory=set)
+    class_pixels: Counter = field(default_factory=Counter)
     class_masks: Counter = field(default_factory=Counter)
     holders: dict[int, list[str]] = field(default_factory=dict)
     problems: dict[str, list[Problem]] = field(default_factory=dict)
@@ -73,11 +75,12 @@ class Census:
 
     def add_classes(self, pair: Pair) -> None:
         """Counts what the values of a mask stand for."""
-        known = {self.table[value] for value in pair.values if value in self.table}
-        found = known - {IGNORE}
-        self.class_masks.update(found)
-        self.richest = max(self.richest, (len(found), pair.label), key=lambda entry: entry[0])
-        if known == {IGNORE} and pair.values.keys() <= self.table.keys():
+        self.unknown |= pair.unknown
+        self.class_pixels.update(pair.classes)
+        self.class_masks.update(pair.classes.keys())
+        found = len(pair.classes.keys() - {IGNORE})
+        self.richest = max(self.richest, (found, pair.label), key=lambda entry: entry[0])
+        if not found and not pair.unknown:
             self.unlabelled += 1
             remember(self.blank, pair.label)
 
@@ -96,7 +99,7 @@ def take_census(
 
     seconds: no further portion is begun after that time, None for no limit. advance: told how many were read.
     """
-    census, start = Census(split, table), time.monotonic()
+    census, start = Census(split), time.monotonic()
     cv2.setNumThreads(1)  # the threads here are the parallelism
     threads = len(os.sched_getaffinity(0))
     size = threads * (PORTION if seconds is None else SHORT_PORTION)

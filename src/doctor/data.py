@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from src.config import Config, DataConfig
+from src.constants import IGNORE
 from src.data import load_classes
 from src.data.classes import Classes
 from src.data.reading import Item, SceneItem
@@ -64,7 +65,7 @@ def count(census: Census, classes: Classes) -> dict:
     return {
         "samples": census.count, "unusable": census.bad, "classes": rows,
         "values": {str(value): census.pixels[value] for value in sorted(census.pixels)},
-        "ignored_pixels": sum(n for v, n in census.pixels.items() if v in classes.table) - total,
+        "ignored_pixels": census.class_pixels[IGNORE],
         "kinds": {"images": dict(census.image_kinds), "masks": dict(census.mask_kinds)}, "sizes": sizes,
     }  # fmt: skip
 

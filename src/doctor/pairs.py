@@ -5,6 +5,7 @@ Letters: H x W image.
 
 import hashlib
 import io
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Pair:
     """What was found.
 
     digest: of the decoded image, equal for equal pixels. size: (H, W) of the label. values: value in the label file ->
-    pixels. shown: index -> colour of a palette mask. colours: of a colour mask.
+    pixels. classes: class id or IGNORE -> pixels. unknown: values that the table does not hold. shown: index -> colour
+    of a palette mask. colours: of a colour mask.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Pair:
     digest: bytes | None = None
     size: tuple[int, int] | None = None
     values: dict[int, int] = field(default_factory=dict)
+    classes: Counter = field(default_factory=Counter)
+    unknown: set[int] = field(default_factory=set)
     shown: dict[int, Colour] = field(default_factory=dict)
     colours: frozenset[Colour] = frozenset()
     image_kind: str = ""
@@ -59,14 +63,21 @@ class Pair:
     def add(self, code: str, file: Path, text: str) -> None:
         self.problems.append(Problem(code, str(file), text))
 
+    def count(self, values: np.ndarray, table: dict[int, int]) -> None:
+        """Takes the values (H, W) of the label; table: value -> class id or IGNORE."""
+        self.size, self.values = values.shape, count_values(values)
+        self.unknown = self.values.keys() - table.keys()
+        for value in self.values.keys() - self.unknown:
+            self.classes[table[value]] += self.values[value]
+
 
 def inspect(item: Item, table: dict[int, int]) -> Pair:
     """Looks at one item. Never raises for what a file holds; table: value in the label file -> class id."""
     if isinstance(item, SceneItem):
         sample = read_item(item, table)
         pair = Pair(item.name, item.name, image_kind="drawn", mask_kind="drawn")
-        pair.digest, pair.size = digest(sample["image"]), sample["label"].shape
-        pair.values = count_values(sample["label"])
+        pair.digest = digest(sample["image"])
+        pair.count(sample["label"], table)
         return pair
     pair = Pair(item.name, str(item.label))
     image = inspect_image(item.image, pair)
@@ -75,10 +86,10 @@ def inspect(item: Item, table: dict[int, int]) -> Pair:
         pair.digest = digest(image)
     if values is None:
         return pair
-    pair.size, pair.values = values.shape, count_values(values)
+    pair.count(values, table)
     if image is not None and image.shape[:2] != values.shape:
         compare_sizes(item, image.shape[:2], values.shape, pair)
-    if any(value not in table for value in pair.values):
+    if pair.unknown:
         try:
             to_class_ids(values, table, item.label)
         except ValueError as error:

@@ -33,7 +33,7 @@ def findings(
     seen = {value for census in censuses for value in census.pixels}
     if not seen:
         return colours(censuses, classes)
-    outside = sorted(seen - classes.table.keys())
+    outside = sorted({value for census in censuses for value in census.unknown})
     holders = [file for census in censuses for value in outside for file in census.holders.get(value, [])]
     if outside:
         pixels = sum((census.pixels for census in censuses), Counter())
