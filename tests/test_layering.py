@@ -20,7 +20,7 @@ ALLOWED = {
     "src.losses.__init__": ("src.losses", "src.config", "src.config_options"),
     "src.losses": ("src.losses", "src.functional"),
     "src.data.__init__": ("src.data", "src.config", "src.config_options"),
-    "src.data": ("src.data",),
+    "src.data": ("src.data", "src.log"),
     "src.engine": ("src.engine", "src.config", "src.metrics", "src.distributed", "src.log"),
     "src.launching": ("src.launching",),
     "src.doctor": (
