@@ -7,8 +7,9 @@ from pathlib import Path
 
 from src.config import DataConfig
 from src.data import load_items
-from src.data.folder import SUFFIXES, folder_root
+from src.data.folder import folder_root
 from src.data.holdout import split_part
+from src.data.listing import SUFFIXES
 from src.data.reading import FileItem, Item
 from src.doctor.census import NAMED
 from src.doctor.finding import ERROR, Finding, name_some

@@ -72,13 +72,17 @@ class Pair:
 
 
 def inspect(item: Item, table: dict[int, int]) -> Pair:
-    """Looks at one item. Never raises for what a file holds; table: value in the label file -> class id."""
+    """Looks at one item. Never raises for what a file holds.
+
+    table: value in the label file -> class id; an item's own goes before it.
+    """
     if isinstance(item, SceneItem):
         sample = read_item(item, table)
         pair = Pair(item.name, item.name, image_kind="drawn", mask_kind="drawn")
         pair.digest = digest(sample["image"])
         pair.count(sample["label"], table)
         return pair
+    table = table if item.table is None else item.table
     pair = Pair(item.name, str(item.label))
     image = inspect_image(item.image, pair)
     values = inspect_mask(item.label, pair)
