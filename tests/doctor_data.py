@@ -10,11 +10,18 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
+
+from src.config import Config, load_config
+from src.doctor import data
+from src.doctor.finding import Finding
+from tests.tiny import CONFIG
 
 NAMES = ("road", "sky", "tree")
 PALETTE = ((128, 64, 128), (70, 130, 180), (0, 128, 0))
 SIZE = (24, 32)
 COUNTS = {"train": 6, "val": 4}
+SPLITS = tuple(COUNTS)
 ONE_BASED = "{names: [road, sky, tree], table: {0: ignore, 1: road, 2: sky, 3: tree}}\n"
 
 
@@ -186,3 +193,21 @@ CLEAN = {
         (r / "images/train" / name).write_text("x") for name in ("notes.txt", ".hidden.png", "Thumbs.db")
     ],
 }  # fmt: skip
+
+
+def write_config(root: Path) -> str:
+    """A config file that reads the data set in `root`."""
+    lines = [line for line in CONFIG.format(root=root / "runs").splitlines() if "options:" not in line]
+    file = root / "doctor.yaml"
+    file.write_text("\n".join(lines).replace("dataset: toy_scenes", f"dataset: folder\n  root: {root}"), "utf-8")
+    return str(file)
+
+
+def configure(root: Path, *overrides: str) -> Config:
+    """The config of `write_config`."""
+    return load_config(write_config(root), overrides)
+
+
+def examine(root: Path, *overrides: str) -> list[Finding]:
+    """What the doctor says of the data set in `root`."""
+    return data.examine(configure(root, *overrides), SPLITS, Console(quiet=True))[0]
