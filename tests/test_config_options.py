@@ -136,7 +136,7 @@ def test_construct_names_the_place_of_refused_values():
 def test_outputs_of_the_head_fit_the_loss():
     with no_init_parameters():
         fcn = build("model.head", HEADS, {"name": "fcn", "channels": 8}, (8,), GRIDS[:1], 5)
-    losses = {name: create_loss({"name": name}, 5) for name in LOSSES}
+    losses = {name: create_loss({"name": name}, 5) for name in LOSSES if name != "alignseg"}  # has a test of its own
     for loss in losses.values():
         check_outputs(head(), loss)
     check_outputs(fcn, losses["cross_entropy"])
