@@ -110,8 +110,8 @@ def test_operators_without_kernel_are_replaced_by_some_that_every_platform_has(g
         if replaced:
             assert where == {GPU, CPU} and name not in selected and set(replaced) <= selected, name
         else:
-            # A gradient is documented with the operator that it belongs to.
-            stated = portability.documented(name) or portability.documented(name.removesuffix("Grad"))
+            # Of a gradient the operator that it belongs to is asked: documentation of gradients is thin.
+            stated = portability.documented(name.removesuffix("Grad"))
             assert where <= stated, f"{name}: neither replaced nor documented"
 
 
