@@ -36,6 +36,8 @@ CASES = {
     "swin-fcn-cpu": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
     "vit-segvit-cpu": ("vit", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "swin-segvit": ("swin", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
+    "resnet-alignseg": ("resnet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
+    "mobilenet-alignseg-cpu": ("mobilenet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
 }  # fmt: skip
 SLOW_CASES = {
     "vit-ecenet-pyr-step": (
@@ -52,6 +54,14 @@ SLOW_CASES = {
     "swin-ecenet-none": (
         "swin", "ecenet", {"updater": "none", "fr_gate": "sigmoid", "num_rounds": 1}, "cross_entropy",
         {"name": "adamw"}, {},
+    ),
+    "resnet-alignseg-legacy": (
+        "resnet", "alignseg", {"sampler": "legacy", "sampler_align_corners": False, "sampler_padding": "border"},
+        {"name": "alignseg", "ce": "ohem", "weights": {"lovasz": 0.8}}, {"name": "adamw"}, {},
+    ),
+    "resnet-alignseg-plain": (
+        "resnet", "alignseg", {"align_up": False, "align_acc": False, "context": "gap", "auxiliary": False},
+        {"name": "alignseg", "weights": {"aux": 0.0}}, {"name": "sgd"}, {},
     ),
 }  # fmt: skip
 
@@ -151,10 +161,12 @@ def broadcasts_of_text(text: str) -> set[str]:
     One does when an operand has neither a single element nor the shape of the output. ValueError where no types follow.
     """
     found, lines = set(), text.splitlines()
-    for line, types in zip(lines, lines[1:] + [""], strict=True):
+    for number, line in enumerate(lines):
         node = re.match(r"\s+%\d+\([^)]*\) = (?:PrimFunc_)?(\w+)\(", line)
         if node is None or node.group(1) not in ELEMENTWISE:
             continue
+        # A constant among the operands is printed with its values, which may take several lines.
+        types = next((text for text in lines[number + 1 :] if re.match(r"\s+(: \(|%\d+\()", text)), "")
         operands, arrow, result = types.partition(") -> (")
         shapes = [shapes_of_types(side) for side in (operands, result)]
         if not arrow or not shapes[0] or len(shapes[1]) != 1:

@@ -21,6 +21,8 @@ TINY = {
     "swin": {
         "name": "swin", "embed_width": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 2], "window": 2,
     },
+    "resnet": {"name": "resnet", "depths": [1, 1, 1, 1], "bottleneck": False, "stem": "plain7x7"},
+    "mobilenet": {"name": "mobilenet", "repeats": [1, 1, 1, 1, 1, 1, 1]},
 }  # fmt: skip
 INFO = {
     "size": json.dumps(SIZE), "classes": json.dumps(list("abcde")), "palette": json.dumps([[i] * 3 for i in range(5)]),
@@ -31,6 +33,9 @@ def build(backbone: str, head: str, kind: str) -> PredictNet:
     model = ModelConfig(backbone=TINY[backbone], head={"name": head, "channels": 8})
     network = create_model(model, CLASSES, SIZE)
     randomise(network)
+    for parameter in network.get_parameters():
+        if backbone in ("resnet", "mobilenet") and parameter.ndim == 4:  # many convolutions: they keep the size of maps
+            parameter.set_data(parameter / float(np.sqrt(parameter[0].size)))
     return PredictNet(network, SIZE, kind)
 
 
