@@ -31,15 +31,15 @@ CASES = {
     "vit-ecenet": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
     "vit-ecenet-cpu": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
     "vit-ecenet-pyr": ("vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, None, {}, {}),
-    "swin-ecenet": ("swin", "ecenet", {"norm": "sync_batch", "num_rounds": 1}, "class_mask", {"name": "sgd"}, {}),
     "vit-fcn": ("vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"}, {"accumulate": 2, "clip_norm": 1.0}),
     "swin-fcn-cpu": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
-    "vit-segvit-cpu": ("vit", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "swin-segvit": ("swin", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "resnet-alignseg": ("resnet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
     "mobilenet-alignseg-cpu": ("mobilenet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
 }  # fmt: skip
 SLOW_CASES = {
+    "swin-ecenet": ("swin", "ecenet", {"norm": "sync_batch", "num_rounds": 1}, "class_mask", {"name": "sgd"}, {}),
+    "vit-segvit-cpu": ("vit", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "vit-ecenet-pyr-step": (
         "vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, "class_mask", {"name": "sgd", "momentum": 0.9}, {},
     ),
