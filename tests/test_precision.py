@@ -1,16 +1,19 @@
 """Products in 16 bit: what a device gets; the scale of the loss, by hand; steps that overflow because of it."""
 
 import math
+from itertools import pairwise
 
 import mindspore as ms
 import pytest
 
 import train
+from src import functional
 from src.config import load_config
 from src.engine import precision, trainer
 from src.engine.precision import FIRST, GOOD_STEPS, LEAST, LOSS_SCALE, MOST, PATIENCE, half_type, multiplies, next_scale
 from src.engine.train_step import StepResult
 from src.engine.trainer import BAD_STEPS, SKIPPED, count_bad_steps
+from src.log import read_metrics
 from tests.test_bad_steps import plane_step, run_plane, states
 from tests.tiny import write_config
 
@@ -90,3 +93,25 @@ def test_the_scale_of_the_state_goes_into_the_step(monkeypatch):
     parts.step_cell = plane_step()
     trainer.take_step(None, parts, {}, 0, [])
     assert [list(inputs) for inputs in taken] == [[0.5, 512.0], [0.5]]
+
+
+@pytest.mark.slow
+def test_a_run_in_float16_goes_on_to_the_last_bit(tmp_path, monkeypatch):
+    """On CPU, in the formulations of GPU and Ascend, from a scale that overflows and may grow after two good steps."""
+    monkeypatch.setattr(functional, "on_cpu", lambda: False)
+    monkeypatch.setattr(train, "half_type", lambda level, target: ms.float16)
+    monkeypatch.setattr(precision, "PATIENCE", 2)
+    monkeypatch.setattr(precision, "FIRST", 2.0**22)
+    changes = ["model.head.name=fcn", "loss.name=cross_entropy", "train.steps=10", "train.checkpoint_every=5"]
+    config = load_config(write_config(tmp_path), [*changes, "train.evaluate_every=10"])
+    state = train.train(config)
+    root, whole = tmp_path / "runs" / "tiny" / "checkpoints", tmp_path / "whole"
+    records = read_metrics(root.parent / "metrics.jsonl")
+    (root / "step_00000010").rename(whole)
+    assert train.train(config) == state
+    assert {f.name: f.read_bytes() for f in whole.iterdir()} == {
+        f.name: f.read_bytes() for f in (root / "step_00000010").iterdir()
+    }
+    scales = [record[LOSS_SCALE] for record in records if record["kind"] == "train"]
+    steps = {after / before for before, after in pairwise(scales)}
+    assert steps == {0.5, 1.0, 2.0} and state[SKIPPED] > 0 and state[BAD_STEPS] == 0, scales
