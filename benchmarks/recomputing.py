@@ -1,6 +1,6 @@
-"""Memory and time of a training step with and without model.backbone.recompute, each in a process of its own.
+"""Memory and time of a backbone's forward and gradients with and without `recompute`, each in a process of its own.
 
-Memory is the peak resident set of the process, less what it held before the network was built; time is that of the
+Memory is the peak resident set of the process, less what it held once the backbone was built; time is that of the
 processor, all threads together, so that other programs matter less.
 
 Run from the repository root: python -m benchmarks.recomputing
@@ -16,17 +16,19 @@ from pathlib import Path
 import src  # noqa: F401  (before MindSpore, whose log level it sets)
 
 # isort: split
-from benchmarks.workers.mindspore_worker import create_network, create_step
-from benchmarks.workers.rows import ROWS, SMALL_ROWS, describe, draw_batch
+import numpy as np
+from mindspore import Tensor
+
+from benchmarks.workers.rows import ROWS, SMALL_ROWS, describe
 from benchmarks.workers.serving import resident_memory
 from src import cli, distributed
+from src.engine.benchmark import BackbonePass
 from src.engine.timing import peak_memory
-from src.engine.train_step import draw_noise
 from src.log import get_console
-from src.losses import batch_counts
+from src.models import BACKBONES, build
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 3  # of which the first compiles
+RUNS = 3  # of which the first compiles
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,26 +47,27 @@ def main(arguments: list[str] | None = None) -> None:
         found = json.loads(subprocess.run(command, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE).stdout)
         get_console().print(
             f"{options.row} recompute={recompute}: {found['memory'] / 2**20:.0f} MiB, "
-            f"{found['cpu_seconds']:.2f} s of processor a step, gradient norm {found['norm']!r}"
+            f"{found['cpu_seconds']:.2f} s of processor, gradients add up to {found['sum']!r}"
         )
 
 
 def measure(name: str, recompute: bool) -> dict[str, float]:
-    """Bytes of memory, processor seconds of the cheapest step after the first, gradient norm of the first."""
+    """Bytes of memory, processor seconds of the cheaper run after the first, sum of all gradients."""
     row = describe((ROWS | SMALL_ROWS)[name])
     distributed.setup("CPU", "graph")
     distributed.set_seed(row["seed"])
-    before = resident_memory()
-    row["model"]["backbone"] = {**row["model"]["backbone"], "recompute": recompute}
-    network, batch = create_network(row), draw_batch(row)
-    noise = draw_noise(network.noise_rates, row["seed"], 0, row["batch"])[0]
-    step = create_step(row, network, batch, noise, batch_counts(batch))
-    norm, seconds = step(row["optimizer"]["lr"])["norm"], []
-    for _ in range(STEPS - 1):
+    settings = {**row["model"]["backbone"], "recompute": recompute}
+    backbone = build("model.backbone", BACKBONES, settings, tuple(row["size"]))
+    before, random = resident_memory(), np.random.default_rng(row["seed"])
+    shapes = [(3, *row["size"]), *[(c, *grid) for c, grid in zip(backbone.channels, backbone.grids, strict=True)]]
+    image, *maps = [Tensor(random.standard_normal((row["batch"], *shape), np.float32)) for shape in shapes]
+    noise = Tensor(np.ones((row["batch"], len(backbone.noise_rates)), np.float32))
+    cell, seconds, total = BackbonePass(backbone), [], 0.0
+    for _ in range(RUNS):
         started = time.process_time()
-        step(row["optimizer"]["lr"])
+        total = sum(float(gradient.asnumpy().sum(dtype=np.float64)) for gradient in cell(image, noise, *maps)[1])
         seconds.append(time.process_time() - started)
-    return {"memory": peak_memory() - before, "cpu_seconds": min(seconds), "norm": norm}
+    return {"memory": peak_memory() - before, "cpu_seconds": min(seconds[1:]), "sum": total}
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ class VisionTransformer(nn.Cell):
         class_token: carry a class token through the blocks (dropped at the taps). Off as in SegViT.
         tap_norm: LayerNorm (eps 1e-6) of its own at every tap, because the residual stream is not normalised.
         drop_path: rate of the last block; grows linearly from 0.
-        recompute: the gradient computes the inside of each block once more instead of keeping it: less memory.
+        recompute: the gradient computes the inside of each block once more instead of keeping it. Saves no memory on
+            CPU (docs/performance.md).
     """
 
     def __init__(
