@@ -156,7 +156,8 @@ def count_bad_steps(state: dict, result: StepResult) -> dict:
 
     Gradients that overflow because of the scale make no bad step: the next has a smaller scale.
     """
-    loss, scale = sum(result.terms.values()), next_scale(state, sum(result.terms.values()), result.norm)
+    loss = sum(result.terms.values())
+    scale = next_scale(state, loss, result.norm)
     if math.isfinite(result.norm):
         return {SKIPPED: state.get(SKIPPED, 0), BAD_STEPS: 0, **scale}
     bad = 0 if overflowed(state, loss, result.norm) else state.get(BAD_STEPS, 0) + 1

@@ -1,7 +1,9 @@
 """The plain formulations of what `written.py` writes out for CPU: for Ascend and GPU, and to test against.
 
 Their products can be taken in a 16-bit type, see `multiply_in`: operands are cast, the result is float32 again. So
-everything between products, softmaxes and norms among it, stays float32, and so do parameters and their gradients.
+everything between products, softmaxes and norms among it, stays float32, and so do parameters and their gradients; and
+products that are no part of a cell below: masks from class embeddings, resizing, attention with dropout (SegViT),
+transposed convolutions (preset `pyr`).
 """
 
 import mindspore as ms
