@@ -107,6 +107,10 @@ def test_recomputing_in_the_backward_changes_no_gradient(monkeypatch):
     logits, gradients = train(network, "vit")
     monkeypatch.setitem(BACKBONES["vit"], "recompute", True)
     again = build("vit")
+    monkeypatch.setitem(BACKBONES["swin"], "recompute", True)
+    stages = tiny_network("swin", "fcn").backbone.stages
+    blocks = [*again.backbone.blocks, *(block for stage in stages for block in stage.blocks)]
+    assert [block.get_scope() for block in blocks] == ["recompute_"] * 7  # what MindSpore marks them with
     wanted_logits, wanted = train(again, "vit")
     assert logits.tobytes() == wanted_logits.tobytes()
     assert {name: value.tobytes() for name, value in gradients.items()} == {n: v.tobytes() for n, v in wanted.items()}
