@@ -101,14 +101,33 @@ def compare_with_half(network: nn.Cell, name: str, wanted_logits: np.ndarray, wa
     assert np.median(list(lengths.values())) > 1e-5
 
 
-def test_recomputing_in_the_backward_changes_no_gradient(monkeypatch):
+@pytest.mark.parametrize("name", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
+def test_recomputing_on_cpu_changes_no_gradient(name, monkeypatch):
     monkeypatch.setitem(CASES, "vit", ("fcn", {"norm": "batch"}, (32, 48)))
-    network = build("vit")
-    logits, gradients = train(network, "vit")
-    monkeypatch.setitem(BACKBONES["vit"], "recompute", True)
-    again = build("vit")
-    monkeypatch.setitem(BACKBONES["swin"], "recompute", True)
-    stages = tiny_network("swin", "fcn").backbone.stages
+    network = build(name)
+    randomise(network)
+    logits, gradients = train(network, name)
+    monkeypatch.setitem(BACKBONES[name], "recompute", True)
+    again = build(name)
+    cells = [cell for _, cell in again.backbone.cells_and_names()]
+    depth = {"vit": 2, "swin": 5}[name]
+    assert sum(isinstance(cell, written.RecomputedMlp) for cell in cells) == depth
+    assert sum(getattr(cell, "recompute", None) is True for cell in cells) == depth
+    assert ms.load_param_into_net(again, network.parameters_dict()) == ([], [])
+    wanted_logits, wanted = train(again, name)
+    assert np.abs(logits - wanted_logits).max() <= 1e-6 * np.abs(wanted_logits).max()
+    shares = {key: float(np.abs(gradients[key] - wanted[key]).max() / np.abs(wanted[key]).max()) for key in wanted}
+    assert {key: share for key, share in shares.items() if not share < 2e-5} == {}
+
+
+def test_recomputing_elsewhere_changes_no_gradient(monkeypatch):
+    """`Cell.recompute`, as on GPU and Ascend."""
+    monkeypatch.setattr(functional, "on_cpu", lambda: False)
+    monkeypatch.setitem(CASES, "vit", ("fcn", {"norm": "batch"}, (32, 48)))
+    logits, gradients = train(build("vit"), "vit")
+    for name in ("vit", "swin"):
+        monkeypatch.setitem(BACKBONES[name], "recompute", True)
+    again, stages = build("vit"), tiny_network("swin", "fcn").backbone.stages
     blocks = [*again.backbone.blocks, *(block for stage in stages for block in stage.blocks)]
     assert [block.get_scope() for block in blocks] == ["recompute_"] * 7  # what MindSpore marks them with
     wanted_logits, wanted = train(again, "vit")

@@ -173,9 +173,13 @@ class Mlp(nn.Cell):
         self.fc1 = linear(width, hidden)
         self.fc2 = linear(hidden, width)
         self.gelu = gelu()
+        self.recomputed = None
 
     def construct(self, x):
-        return self.fc2(self.gelu(self.fc1(x)))
+        if self.recomputed is None:
+            return self.fc2(self.gelu(self.fc1(x)))
+        fc1, fc2 = self.fc1, self.fc2
+        return self.recomputed(x.reshape(-1, x.shape[-1]), fc1.weight, fc1.bias, fc2.weight, fc2.bias).reshape(x.shape)
 
 
 class Attention(nn.Cell):
@@ -202,6 +206,19 @@ class Attention(nn.Cell):
         q, k, v = ops.split(self.qkv(x), width, 2)
         mixed = self.core(self.split_heads(q) * self.scale, self.split_heads(k), self.split_heads(v), *biases)[0]
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(b, n, width))
+
+
+def recompute_blocks(blocks) -> None:
+    """Makes the gradients of blocks (with `attn` and `mlp`) compute what is inside once more instead of holding it.
+
+    On CPU only the softmax of the attention and the hidden rows of the MLP, the largest arrays: `Cell.recompute`,
+    which takes the whole block, saves nothing there.
+    """
+    for block in blocks:
+        if functional.on_cpu():
+            block.attn.core.recompute, block.mlp.recomputed = True, written.RecomputedMlp()
+        else:
+            block.recompute()
 
 
 def linear_rates(last: float, depth: int) -> np.ndarray:

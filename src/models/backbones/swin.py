@@ -16,7 +16,17 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
 from src.models.backbones.swin_windows import WindowLayout, ceil_divide, relative_position_index, window_layout
-from src.models.layers import Attention, Mlp, add_residual, conv2d, init_linear_layers, layer_norm, linear, linear_rates
+from src.models.layers import (
+    Attention,
+    Mlp,
+    add_residual,
+    conv2d,
+    init_linear_layers,
+    layer_norm,
+    linear,
+    linear_rates,
+    recompute_blocks,
+)
 
 PATCH = 4
 STAGES = 4
@@ -151,7 +161,7 @@ class SwinTransformer(nn.Cell):
 
     channels, strides, grids: width, stride and map size (H_s, W_s) of each stage, finest first; sides are rounded up.
     noise_rates: (2 sum(depths),) drop-path rates: column 2 i for the attention of block i, 2 i + 1 for its MLP.
-    recompute: as of VisionTransformer.
+    recompute: see `recompute_blocks`.
 
     Raises ValueError for impossible sizes, and when an image of another size comes in.
     """
@@ -174,8 +184,7 @@ class SwinTransformer(nn.Cell):
         self.norm0, self.norm1, self.norm2, self.norm3 = (layer_norm(width) for width in self.channels)
         init_linear_layers(self, "trunc02")
         if recompute:
-            for block in [block for stage in self.stages for block in stage.blocks]:
-                block.recompute()
+            recompute_blocks([block for stage in self.stages for block in stage.blocks])
 
     def create_stage(self, i: int, num_heads: int) -> SwinStage:
         """Stage i, counted from 0."""

@@ -12,7 +12,16 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
 from src.functional import spread
-from src.models.layers import Attention, Mlp, add_residual, init_linear_layers, layer_norm, linear, linear_rates
+from src.models.layers import (
+    Attention,
+    Mlp,
+    add_residual,
+    init_linear_layers,
+    layer_norm,
+    linear,
+    linear_rates,
+    recompute_blocks,
+)
 
 PATCH = 16
 NORM_EPSILON = 1e-6
@@ -57,8 +66,7 @@ class VisionTransformer(nn.Cell):
         class_token: carry a class token through the blocks (dropped at the taps). Off as in SegViT.
         tap_norm: LayerNorm (eps 1e-6) of its own at every tap, because the residual stream is not normalised.
         drop_path: rate of the last block; grows linearly from 0.
-        recompute: the gradient computes the inside of each block once more instead of keeping it. Saves no memory on
-            CPU (docs/performance.md).
+        recompute: see `recompute_blocks`.
     """
 
     def __init__(
@@ -90,8 +98,7 @@ class VisionTransformer(nn.Cell):
         self.norms = nn.CellList([layer_norm(width, NORM_EPSILON) if tap_norm else nn.Identity() for _ in taps])
         init_linear_layers(self, "trunc02")
         if recompute:
-            for block in self.blocks:
-                block.recompute()
+            recompute_blocks(self.blocks)
 
     def construct(self, image, noise=None):
         """image (B, 3, H, W) float32, normalised; noise (B, 2 * depth) or None -> tuple of (B, D, h, w)."""
