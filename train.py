@@ -101,7 +101,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     parts = Parts(
         network, step_cell, rates(config, world_size), create_batches(config, loop, len(classes), items, bad), count,
         create_validation(config, step_cell, classes, samples, rank, world_size, stop),
-        graph_cache(config.device.compile_cache, graph_facts(config, len(classes), half, rank, world_size)),
+        graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size, half)),
         stop, items, bad,
     )  # fmt: skip
     try:
@@ -146,8 +146,8 @@ def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: Bad
     )  # fmt: skip
 
 
-def graph_facts(config: Config, num_classes: int, half, rank: int, world_size: int) -> dict:
-    """Everything besides the sources that the compiled training step depends on."""
+def graph_facts(config: Config, num_classes: int, rank: int, world_size: int, half=None) -> dict:
+    """Everything besides the sources that the compiled training step depends on; half: see `choose_precision`."""
     settings = config.model_dump(mode="json")
     sections = {name: settings[name] for name in ("model", "loss", "optimizer")}
     del sections["model"]["pretrained"], sections["model"]["reset_classifier"]
