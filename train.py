@@ -4,10 +4,12 @@ Goes on from the newest good checkpoint of the run's folder, output_dir/name, wh
 SIGINT (Ctrl-C) end it after the present step, saved, with exit code 85; the same command goes on from there.
 """
 
+import math
 import sys
 from functools import partial
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 
 from src import cli, distributed
@@ -20,7 +22,8 @@ from src.engine.evaluator import evaluate
 from src.engine.graph_cache import graph_cache, require_folder
 from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_label, require_fit
-from src.engine.optimizer import create_optimizer, learning_rates
+from src.engine.optimizer import batch_factor, create_optimizer, learning_rates
+from src.engine.precision import half_type
 from src.engine.run_folder import open_run
 from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import TrainStep
@@ -30,6 +33,7 @@ from src.losses import check_outputs, create_loss
 from src.losses.counts import batch_counts
 from src.models import create_model
 from src.models.layers import has_batch_norm, synchronise_norms
+from src.models.plain import multiply_in
 
 COLUMNS = ("image", "label", "valid", "present")
 
@@ -65,6 +69,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     classes = load_classes(config.data)
     network = create_model(config.model, len(classes), config.data.crop_size)
     synchronise_norms(network, world_size)
+    half = choose_precision(config, network)
     if config.train.batch_size * world_size == 1 and has_batch_norm(network):
         get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")
     loss = create_loss(config.loss, len(classes))
@@ -79,10 +84,11 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     if config.device.compile_cache:
         require_folder(config.device.compile_cache, config.device.mode)
     run = open_run(config.output_dir, config.name, config_to_yaml(config), create=rank == 0)
-    optimizer = create_optimizer(network, config.optimizer)
+    optimizer = create_optimizer(network, config.optimizer, config.train.ema_decay)
     state = start(config, run, network, optimizer, classes, rank, world_size)
     checksum = distributed.checksum(parameter.asnumpy() for parameter in network.get_parameters())
     facts = {"the step to go on from": state.get("step", 0), "the checksum of the weights": checksum}
+    facts |= {"whether products are taken in float16": half == ms.float16}
     distributed.require_agreement(facts, rank, world_size)
     if state.get("step", 0) >= config.train.steps and EVALUATION_DUE not in state:
         get_console().print(f"{run}: all {config.train.steps} steps are done")
@@ -91,14 +97,15 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     step_cell = TrainStep(
         network, loss, optimizer, COLUMNS,
         clip_norm=config.optimizer.clip_norm, accumulate=config.train.accumulate, world_size=world_size,
+        scaled=half == ms.float16,
     )  # fmt: skip
     bad = None
     if config.data.on_bad_sample == "skip":
         bad = BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
     parts = Parts(
-        network, step_cell, rates(config), create_batches(config, loop, len(classes), items, bad), count,
-        create_validation(config, network, classes, samples, rank, world_size, stop),
-        graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size)),
+        network, step_cell, rates(config, world_size), create_batches(config, loop, len(classes), items, bad), count,
+        create_validation(config, step_cell, classes, samples, rank, world_size, stop),
+        graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size, half)),
         stop, items, bad,
     )  # fmt: skip
     try:
@@ -107,6 +114,16 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
         if bad and bad.names:
             listed = ", ".join(bad.names)
             get_console().print(f"{len(bad.names)} training samples left out: {listed} ({run / BAD_SAMPLES})")
+
+
+def choose_precision(config: Config, network):
+    """Sets the type of the network's products, see precision.py; returns it, None for float32."""
+    half = half_type(config.train.amp_level, config.device.target)
+    if half is not None:
+        scaled = ", the loss scaled" if half == ms.float16 else ""
+        get_console().print(f"linear layers, convolutions and attention multiply in {half}{scaled}")
+        multiply_in(network, half)
+    return half
 
 
 def create_loop(config: Config, run: Path, first_step: int, classes, rank: int, world_size: int) -> Loop:
@@ -133,16 +150,17 @@ def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: Bad
     )  # fmt: skip
 
 
-def graph_facts(config: Config, num_classes: int, rank: int, world_size: int) -> dict:
-    """Everything besides the sources that the compiled training step depends on."""
+def graph_facts(config: Config, num_classes: int, rank: int, world_size: int, half=None) -> dict:
+    """Everything besides the sources that the compiled training step depends on; half: see `choose_precision`."""
     settings = config.model_dump(mode="json")
     sections = {name: settings[name] for name in ("model", "loss", "optimizer")}
     del sections["model"]["pretrained"], sections["model"]["reset_classifier"]
-    for name in ("lr", "min_lr", "power", "warmup_steps", "warmup_ratio"):  # numbers of a step, inputs of the graph
-        del sections["optimizer"][name]
+    for name in ("lr", "min_lr", "power", "warmup_steps", "warmup_ratio", "reference_batch"):
+        del sections["optimizer"][name]  # they end up in numbers of a step, inputs of the graph
     sizes = {
         "crop_size": config.data.crop_size, "max_classes": config.data.max_classes, "num_classes": num_classes,
         "batch_size": config.train.batch_size, "accumulate": config.train.accumulate,
+        "ema": config.train.ema_decay is not None, "half": str(half),
     }  # fmt: skip
     return {**sections, **sizes, "target": config.device.target, "rank": rank, "world_size": world_size}
 
@@ -160,13 +178,21 @@ def start(config: Config, run: Path, network, optimizer, classes, rank: int, wor
         get_console().print(f"weights from {file}, fresh because they depend on the classes: {', '.join(fresh)}")
     else:
         get_console().print(f"backbone from {weights.load_pretrained(network, source)}")
+    weights.begin_averages(optimizer)
     return {}
 
 
-def rates(config: Config) -> np.ndarray:
-    """Learning rate of every step, (steps,)."""
-    o = config.optimizer
-    return learning_rates(
+def rates(config: Config, world_size: int) -> np.ndarray:
+    """Learning rate of every step, (steps,); says aloud where it is not that of the settings."""
+    o, batch = config.optimizer, (config.train.batch_size, config.train.accumulate, world_size)
+    factor = batch_factor(o.name, math.prod(batch), o.reference_batch)
+    if o.reference_batch is not None:
+        get_console().print(
+            f"learning rate {o.lr:g} for {o.reference_batch} images a step is {o.lr * factor:g} for "
+            f"{math.prod(batch)} = {batch[0]} x {batch[1]} micro-batches x {batch[2]} devices "
+            f"({'linear' if o.name == 'sgd' else 'square root'}, optimizer.reference_batch)"
+        )
+    return factor * learning_rates(
         o.lr, config.train.steps, warmup_steps=o.warmup_steps, warmup_ratio=o.warmup_ratio, power=o.power,
         min_lr=o.min_lr,
     )  # fmt: skip
@@ -177,13 +203,14 @@ def count(group: list[dict]) -> np.ndarray:
     return np.sum([batch_counts(batch) for batch in group], axis=0, dtype=np.float32)
 
 
-def create_validation(config: Config, network, classes, samples, rank: int, world_size: int, stop: StopSignals):
-    """A function that evaluates the network's present weights as eval.py would, and returns the summary.
+def create_validation(config: Config, step_cell, classes, samples, rank: int, world_size: int, stop: StopSignals):
+    """A function that evaluates the present weights, or their averages, as eval.py would, and returns the summary.
 
     It gives up, and returns None, where a signal asks any rank to stop.
     """
     make = NetworkLogits(
-        partial(create_model, config.model, len(classes)), partial(weights.copy_weights, network)
+        partial(create_model, config.model, len(classes)),
+        partial(weights.copy_weights, step_cell.network, step_cell.optimizer),
     )
     predict = partial(predict_label, settings=config.eval, make=make, num_classes=len(classes))
     all_reduce = distributed.sum_counts if world_size > 1 else None

@@ -112,6 +112,7 @@ class OptimizerConfig(Settings):
 
     name: Literal["adamw", "sgd"]
     lr: PositiveFloat
+    reference_batch: PositiveInt | None = None  # images a step that lr and min_lr are meant for; null: any
     weight_decay: NonNegativeFloat = 0.01
     betas: tuple[Decay, Decay] = (0.9, 0.999)  # adamw only
     epsilon: PositiveFloat = 1e-8  # adamw only
@@ -121,6 +122,7 @@ class OptimizerConfig(Settings):
     power: NonNegativeFloat = 1.0
     min_lr: NonNegativeFloat = 0.0
     head_lr_multiplier: PositiveFloat = 1.0
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # of the learning rate, per backbone layer
     clip_norm: NonNegativeFloat = 0.0  # L2 norm of all gradients; 0 = off
 
     @model_validator(mode="after")
@@ -137,6 +139,8 @@ class TrainConfig(Settings):
     steps: PositiveInt
     batch_size: PositiveInt  # samples per device and micro-batch
     accumulate: PositiveInt = 1  # micro-batches per step
+    amp_level: Literal["O0", "O2", "auto"] = "O0"  # products in 16 bit: none, all, or except on CPU
+    ema_decay: Decay | None = None  # keep an average of the weights and evaluate it; 0.9999 for long runs
     log_every: PositiveInt = 50
     evaluate_every: PositiveInt = 4000
     checkpoint_every: PositiveInt = 4000

@@ -1,6 +1,6 @@
 """What every process of test_distributed.py runs: python distributed_worker.py --config FILE [key=value ...]
 
-What it finds out goes to OUTPUT_DIR/found/: counts_RANK.npy, found_RANK.json.
+What it finds out goes to OUTPUT_DIR/found/: counts_RANK.npy, norm_RANK.npz, found_RANK.json.
 """
 
 import json
@@ -16,6 +16,7 @@ import train  # noqa: E402
 from src import cli, distributed  # noqa: E402
 from src.config import load_config  # noqa: E402
 from src.engine.evaluator import evaluate  # noqa: E402
+from tests.sync_norm import train_shared_norm  # noqa: E402
 
 BIG = 2**40 + 1  # a 32-bit sum, or one in floating point, would lose the end
 SHARES = range(6)  # numbers of images to evaluate: none, fewer than ranks, not divisible
@@ -32,6 +33,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     counts = distributed.sum_counts(np.array([rank + 1, BIG, -rank], np.int64))
     np.save(folder / f"counts_{rank}.npy", counts)
+    np.savez(folder / f"norm_{rank}.npz", **train_shared_norm(rank, world_size))
     found = {
         "shares": [score_share(total, rank, world_size) for total in SHARES],
         "fresh": note_first_evaluation(),

@@ -25,13 +25,17 @@ ELEMENTWISE = {
 }  # fmt: skip
 BROADCAST_SIZE = 64  # elements; of the tiny graphs, arrays of images or tokens have more, tables of classes fewer
 
-# Cases whose name ends in -cpu are built in the formulations for CPU, the others in those for Ascend and GPU.
+# Cases whose name ends in -cpu are built in the formulations for CPU, the others in those for Ascend and GPU; those
+# that end in -half multiply in float16 and compute the blocks of the backbone once more in the backward.
 # name: (backbone, head, options of the head, loss or None for the exported graph alone, optimiser, options of the step)
 CASES = {
     "vit-ecenet": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
     "vit-ecenet-cpu": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
     "vit-ecenet-pyr": ("vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, None, {}, {}),
-    "vit-fcn": ("vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"}, {"accumulate": 2, "clip_norm": 1.0}),
+    "vit-fcn-half": (
+        "vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"},
+        {"accumulate": 2, "clip_norm": 1.0, "ema_decay": 0.9, "scaled": True},
+    ),
     "swin-fcn-cpu": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
     "swin-segvit": ("swin", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "resnet-alignseg": ("resnet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
@@ -73,9 +77,12 @@ def graphs_of(case: str, folder: Path) -> dict[str, set[str]]:
     device. selected: the same step after kernels for CPU have been selected; broadcasts: those of its operators that
     `broadcasts_of_text` finds. `folder` is that of the dumps; it is emptied.
     """
+    import mindspore as ms
+
     from src import functional
     from src.engine.graphs import export_mindir
     from src.engine.predict_net import PredictNet
+    from src.models.plain import multiply_in
     from tests.tiny import SIZE, tiny_step
 
     functional.on_cpu = partial(case.endswith, "-cpu")
@@ -88,6 +95,8 @@ def graphs_of(case: str, folder: Path) -> dict[str, set[str]]:
     for file in folder.rglob("*.*"):
         file.unlink()
     network = build(case)
+    if case.endswith("-half"):
+        multiply_in(network, ms.float16)
     compile_step(tiny_step(network, loss, optimizer, **options), network.noise_rates)
     return {
         "inference": inference,
@@ -103,7 +112,7 @@ def build(case: str):
 
     backbone, head, options = (CASES | SLOW_CASES)[case][:3]
     levels = 4 if options.get("preset") == "pyr" else 2
-    tiny.BACKBONES["vit"].update(depth=levels, taps=list(range(1, levels + 1)))
+    tiny.BACKBONES["vit"].update(depth=levels, taps=list(range(1, levels + 1)), recompute=case.endswith("-half"))
     tiny.BACKBONES["swin"].update(depths=[2, 1, 1, 1] if head == "ecenet" else [1, 1, 1, 1])
     return tiny.tiny_network(backbone, head, **options)
 
@@ -118,7 +127,7 @@ def compile_step(step, rates) -> None:
     from tests.tiny import COLUMNS, draw_batch
 
     batch = draw_batch(B)
-    arrays = [step.optimizer.inputs(0, 0.1), True, draw_noise(rates, 0, 0, B)[0]]
+    arrays = [step.inputs(0, 0.1), True, draw_noise(rates, 0, 0, B)[0]]
     arrays.append(np.append(batch_counts(batch), 0.0).astype(np.float32))  # not asked to stop
     step.compile(*[Tensor(np.asarray(array)) for array in [*arrays, *[batch[name] for name in COLUMNS]]])
 

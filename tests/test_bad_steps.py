@@ -14,8 +14,9 @@ from src.data import load_classes, load_items, train_transforms
 from src.data.loader import SampleStream
 from src.engine import trainer
 from src.engine.autopsy import as_json, first_bad_module, label_histogram, write_autopsy
-from src.engine.optimizer import SGD
+from src.engine.optimizer import SGD, Averaged
 from src.engine.train_step import TrainStep, draw_noise, run_step
+from src.engine.weights import begin_averages
 from src.losses import batch_counts
 from tests.commands import run_command
 from tests.tiny import draw_batch, tiny_network, tiny_step, weights_of, write_config
@@ -41,18 +42,20 @@ class Total(nn.Cell):
         return outputs["logits"].sum() / counts[2], batch["offset"].sum() / counts[2]
 
 
-def plane_step(**options) -> TrainStep:
+def plane_step(ema_decay: float | None = None, **options) -> TrainStep:
     network = Plane()
     optimizer = SGD(network.trainable_params(), [0.0], [1.0], momentum=0.5)
+    if ema_decay is not None:
+        optimizer = Averaged(optimizer, ema_decay)
     return TrainStep(network, Total(), optimizer, ("image", "offset"), **options)
 
 
-def run_plane(step: TrainStep, images: list, offset: float = 0.0):
+def run_plane(step: TrainStep, images: list, offset: float = 0.0, inputs=(0.1,)):
     """One step at rate 0.1 on micro-batches of one image; returns its result."""
     batches = [{"image": np.array([image], np.float32), "offset": np.full(1, offset, np.float32)} for image in images]
     noise = np.ones((len(batches), 1, 1), np.float32)
     counts = np.array([0, 0, len(batches)], np.float32)
-    return run_step(step, np.array([0.1], np.float32), noise, batches, counts)
+    return run_step(step, np.array(inputs, np.float32), noise, batches, counts)
 
 
 def states(step: TrainStep) -> list[bytes]:
@@ -82,6 +85,22 @@ def test_a_bad_step_updates_nothing_and_the_next_goes_on(kind, clip_norm):
         expected = run_plane(other, [image])
     assert last == expected and states(step) == states(other) != before
     assert len(step.compile_cache) == 1
+
+
+def test_averages_follow_the_weights_and_stay_in_a_bad_step():
+    step = plane_step(ema_decay=0.8)
+    begin_averages(step.optimizer)
+    expected = np.array([1.0, 2.0])
+    for updates, image in enumerate([[3.0, 4.0], [1.0, -2.0], [math.nan, 1.0], [0.5, 0.5], [-2.0, 1.0]]):
+        before = step.optimizer.averages[0].asnumpy().tobytes()
+        result = run_plane(step, [image], inputs=step.optimizer.inputs(45 * updates, 0.1))
+        if not math.isfinite(result.norm):
+            assert step.optimizer.averages[0].asnumpy().tobytes() == before
+            continue
+        decay = min(0.8, (1 + 45 * updates) / (10 + 45 * updates))  # 0.1, then 0.8
+        expected = decay * expected + (1 - decay) * step.network.weight.asnumpy().astype(np.float64)
+        np.testing.assert_allclose(step.optimizer.averages[0].asnumpy(), expected, rtol=1e-6)
+    assert abs(expected - step.network.weight.asnumpy()).max() > 0.05
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -205,11 +224,11 @@ def test_a_diverging_run_ends_with_an_autopsy(tmp_path):
 def test_bias_correction_counts_updates_and_the_schedule_steps(monkeypatch):
     taken = []
     monkeypatch.setattr(trainer, "run_step", lambda cell, inputs, *rest: taken.append(inputs))
-    optimizer = SimpleNamespace(inputs=lambda updates, rate: (updates, rate))
+    step_cell = SimpleNamespace(inputs=lambda updates, rate, scale: (updates, rate))
     network, stop = SimpleNamespace(noise_rates=np.zeros(1)), SimpleNamespace(asked=lambda: False)
     loop = SimpleNamespace(seed=0, batch_size=1, accumulate=1, rank=0, world_size=1)
     parts = SimpleNamespace(
-        step_cell=SimpleNamespace(optimizer=optimizer), network=network, stop=stop, count=len, rates=np.arange(9) / 10
+        step_cell=step_cell, network=network, stop=stop, count=len, rates=np.arange(9) / 10
     )
     trainer.take_step(loop, parts, {"skipped": 2, "bad_steps": 0}, 5, [])
     trainer.take_step(loop, parts, {}, 5, [])

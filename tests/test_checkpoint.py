@@ -11,7 +11,7 @@ import pytest
 import train
 from src import distributed
 from src.config import load_config
-from src.engine import checkpoint, trainer
+from src.engine import checkpoint, trainer, weights
 from src.engine.checkpoint_files import FILES, MARKER
 from src.log import read_metrics
 from tests.checkpoint_writer import names
@@ -31,6 +31,23 @@ def test_restore_gives_back_what_was_saved(tmp_path):
     states, fresh_states = checkpoint.parameters_of(optimizer), checkpoint.parameters_of(fresh_optimizer)
     assert equal(states, fresh_states)
     assert len(states) == 2 * len(network.trainable_params()) and not set(states) & set(weights_of(network))
+
+
+def test_averages_are_the_weights_to_use_and_the_trained_ones_come_back(tmp_path):
+    network, optimizer = with_optimizer(1, ema_decay=0.9)
+    folder = checkpoint.save_checkpoint(tmp_path, 7, network, optimizer, {}, best=True)
+    trained, averages = weights_of(network), {p.name: p.asnumpy() for p in optimizer.averages}
+    used, plain = with_optimizer(2)
+    weights.load_weights(used, tmp_path)  # as eval.py, export.py and predict.py do
+    for name, value in weights_of(used).items():
+        assert value.tobytes() == averages.get(f"ema.{name}", trained[name]).tobytes() and f"ema.{name}" in averages
+    with pytest.raises(ValueError, match="unexpected: raw.backbone"):
+        checkpoint.restore(folder, used, plain)
+    fresh, fresh_optimizer = with_optimizer(3, ema_decay=0.9)
+    checkpoint.restore(folder, fresh, fresh_optimizer)
+    assert equal(weights_of(fresh), trained) and equal(weights_of(fresh_optimizer), weights_of(optimizer))
+    weights.copy_weights(network, optimizer, used)  # as the evaluation in training does
+    assert equal(weights_of(used), {name: averages[f"ema.{name}"] for name in trained})
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ def test_arguments_that_backbone_functions_forward(name):
         build("model.backbone", BACKBONES, {"name": name, "drop_pat": 0.1, "drop_path": "x", "width": 3}, (32, 32))
     text = str(caught.value)
     taken = "taps, drop_path, class_token, tap_norm" if name.startswith("vit") else "window, drop_path, mlp_ratio"
+    taken += ", recompute"
     place = f"- model.backbone ({name}):"
     assert text.splitlines()[:2] == ["3 errors in the options:", f"{place} drop_path is 'x', wanted float"]
     assert f"{place} unexpected argument 'drop_pat'; did you mean 'drop_path'? It takes {taken}" in text.splitlines()

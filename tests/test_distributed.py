@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore import nn
 
 import train
 from src.config import load_config
@@ -19,6 +20,7 @@ from src.log import read_metrics
 from tests.commands import ROOT
 from tests.distributed_worker import BIG, SHARES, note_first_evaluation, note_samples, score_share
 from tests.launching import free_port
+from tests.sync_norm import C, train_norm
 from tests.tiny import CONFIG
 
 STEPS = 20
@@ -94,6 +96,24 @@ def test_two_processes_log_and_score_as_one(runs):
     np.testing.assert_allclose(records[0]["grad_norm"], expected[0]["grad_norm"], rtol=1e-4)
     # single pixels may fall to another class by rounding
     np.testing.assert_allclose(records[-1]["miou"], expected[-1]["miou"], atol=1e-3)
+
+
+def test_normalisation_over_two_processes_is_that_of_the_whole_batch(runs):
+    """MindSpore's own BatchNorm2d on all samples is the oracle."""
+    whole = train_norm(nn.BatchNorm2d(C, eps=1e-5, momentum=0.9), 0, 1)
+    first, second = (np.load(runs[0].parent / "found" / f"norm_{rank}.npz") for rank in (0, 1))
+    assert set(first.files) == set(whole)
+    for name, expected in whole.items():
+        kind = name.split()[0]
+        if kind in ("mean", "variance"):
+            assert first[name].tobytes() == second[name].tobytes()
+            found = first[name]
+        elif kind in ("gamma", "beta"):
+            found = first[name] + second[name]
+        else:
+            found = np.empty_like(expected)
+            found[0::2], found[1::2] = first[name], second[name]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5 * np.abs(expected).max(), err_msg=name)
 
 
 def test_evaluation_is_shared_and_identical_to_one_process(runs, found):

@@ -86,3 +86,50 @@ def test_networks_are_the_same(name, monkeypatch):
     assert min(float(np.abs(value).max()) for value in wanted.values()) > 1e-5
     shares = {key: float(np.abs(gradients[key] - wanted[key]).max() / np.abs(wanted[key]).max()) for key in wanted}
     assert {key: share for key, share in shares.items() if not share < 1e-4} == {}
+    if name == "vit":
+        compare_with_half(other, name, wanted_logits, wanted)
+
+
+def compare_with_half(network: nn.Cell, name: str, wanted_logits: np.ndarray, wanted: dict[str, np.ndarray]) -> None:
+    """Products in float16, whose digits end at 5e-4, change the logits and gradients of a plain network a little."""
+    plain.multiply_in(network, ms.float16)
+    logits, gradients = train(network, name)
+    assert logits.dtype == np.float32 and {value.dtype for value in gradients.values()} == {np.dtype(np.float32)}
+    assert 1e-5 < np.abs(logits - wanted_logits).max() / np.abs(wanted_logits).max() < 1e-2
+    lengths = {key: np.linalg.norm(gradients[key] - wanted[key]) / np.linalg.norm(wanted[key]) for key in wanted}
+    assert {key: length for key, length in lengths.items() if not length < 0.05} == {}
+    assert np.median(list(lengths.values())) > 1e-5
+
+
+@pytest.mark.parametrize("name", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
+def test_recomputing_on_cpu_changes_no_gradient(name, monkeypatch):
+    monkeypatch.setitem(CASES, "vit", ("fcn", {"norm": "batch"}, (32, 48)))
+    network = build(name)
+    randomise(network)
+    logits, gradients = train(network, name)
+    monkeypatch.setitem(BACKBONES[name], "recompute", True)
+    again = build(name)
+    cells = [cell for _, cell in again.backbone.cells_and_names()]
+    depth = {"vit": 2, "swin": 5}[name]
+    assert sum(isinstance(cell, written.RecomputedMlp) for cell in cells) == depth
+    assert sum(getattr(cell, "recompute", None) is True for cell in cells) == depth
+    assert ms.load_param_into_net(again, network.parameters_dict()) == ([], [])
+    wanted_logits, wanted = train(again, name)
+    assert np.abs(logits - wanted_logits).max() <= 1e-6 * np.abs(wanted_logits).max()
+    shares = {key: float(np.abs(gradients[key] - wanted[key]).max() / np.abs(wanted[key]).max()) for key in wanted}
+    assert {key: share for key, share in shares.items() if not share < 2e-5} == {}
+
+
+def test_recomputing_elsewhere_changes_no_gradient(monkeypatch):
+    """`Cell.recompute`, as on GPU and Ascend."""
+    monkeypatch.setattr(functional, "on_cpu", lambda: False)
+    monkeypatch.setitem(CASES, "vit", ("fcn", {"norm": "batch"}, (32, 48)))
+    logits, gradients = train(build("vit"), "vit")
+    for name in ("vit", "swin"):
+        monkeypatch.setitem(BACKBONES[name], "recompute", True)
+    again, stages = build("vit"), tiny_network("swin", "fcn").backbone.stages
+    blocks = [*again.backbone.blocks, *(block for stage in stages for block in stage.blocks)]
+    assert [block.get_scope() for block in blocks] == ["recompute_"] * 7  # what MindSpore marks them with
+    wanted_logits, wanted = train(again, "vit")
+    assert logits.tobytes() == wanted_logits.tobytes()
+    assert {name: value.tobytes() for name, value in gradients.items()} == {n: v.tobytes() for n, v in wanted.items()}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import mindspore as ms
 import pytest
 
 import train
@@ -38,7 +39,8 @@ def test_a_second_process_takes_the_step_over(tmp_path):
 @pytest.mark.parametrize(
     "change",
     ["train.batch_size=3", "data.crop_size=[64,64]", "model.head.channels=32", "loss.name=cross_entropy",
-     "optimizer.clip_norm=2.0", "optimizer.weight_decay=0.5", "data.max_classes=3", "train.accumulate=2"],
+     "optimizer.clip_norm=2.0", "optimizer.weight_decay=0.5", "data.max_classes=3", "train.accumulate=2",
+     "optimizer.layer_decay=0.9", "train.ema_decay=null", "model.backbone.recompute=true"],
 )  # fmt: skip
 def test_other_settings_have_another_cache(tmp_path, change):
     config = write_config(tmp_path)
@@ -50,11 +52,13 @@ def test_other_settings_have_another_cache(tmp_path, change):
 
 def test_settings_of_the_loop_keep_the_cache(tmp_path):
     config = write_config(tmp_path)
-    longer = load_config(config, ["train.steps=900", "name=other", "train.log_every=7", "seed=5", "optimizer.lr=1e-5"])
+    changes = ["train.steps=900", "name=other", "train.log_every=7", "seed=5", "optimizer.lr=1e-5"]
+    longer = load_config(config, [*changes, "optimizer.reference_batch=8", "train.ema_decay=0.5"])
     facts = train.graph_facts(load_config(config), 4, 0, 1)
     assert fingerprint(train.graph_facts(longer, 4, 0, 1)) == fingerprint(facts)
     assert fingerprint(train.graph_facts(longer, 5, 0, 1)) != fingerprint(facts)
     assert fingerprint(train.graph_facts(longer, 4, 1, 2)) != fingerprint(facts)
+    assert fingerprint(train.graph_facts(longer, 4, 0, 1, ms.float16)) != fingerprint(facts)
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from src.config import OptimizerConfig
+import train
+from src.config import OptimizerConfig, load_config
 from src.engine.optimizer import create_optimizer, global_norm, has_decay, learning_rates
 from src.models.backbones.swin import SwinTransformer
 from src.models.backbones.vit import VisionTransformer
 from src.models.heads.ecenet import ECENetHead
 from src.models.segmentor import Segmentor
 from tests.running import draw
+from tests.tiny import write_config
 
 STEPS = 50
 SHAPES = {  # name: shape; the names decide decay and multiplier
@@ -114,9 +116,26 @@ def test_learning_rates_of_a_power_end_above_min_lr():
     np.testing.assert_allclose(learning_rates(6e-5, 160_000, warmup_steps=1500)[0], 6e-11, rtol=1e-9)
 
 
-def tiny_networks() -> dict[str, Segmentor]:
+@pytest.mark.parametrize(
+    ("name", "reference", "factor"), [("sgd", 8, 3.0), ("adamw", 6, 2.0), ("sgd", None, 1.0), ("adamw", 96, 0.5)]
+)
+def test_learning_rates_of_other_batches(name, reference, factor, tmp_path, capsys):
+    optimizer = f"optimizer={{name: {name}, lr: 1e-3, min_lr: 1e-4, warmup_steps: 2}}"
+    changes = [optimizer, f"optimizer.reference_batch={reference or 'null'}", "train.accumulate=4"]
+    config = load_config(write_config(tmp_path), changes)
+    plain = learning_rates(1e-3, 6, warmup_steps=2, min_lr=1e-4)
+    np.testing.assert_allclose(train.rates(config, 3), factor * plain, rtol=1e-12)  # of steps of 2 * 4 * 3 images
+    told = " ".join(capsys.readouterr().out.split())
+    if reference:
+        images = "24 = 2 x 4 micro-batches x 3 devices"
+        assert f"learning rate 0.001 for {reference} images a step is {1e-3 * factor:g} for {images}" in told
+    else:
+        assert told == ""
+
+
+def tiny_networks(depths: tuple[int, ...] = (1, 1, 1, 1)) -> dict[str, Segmentor]:
     vit = VisionTransformer((32, 48), width=16, depth=2, num_heads=2, taps=(1, 2), class_token=True)
-    swin = SwinTransformer((64, 64), embed_width=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window=4)
+    swin = SwinTransformer((64, 64), embed_width=8, depths=depths, num_heads=(1, 1, 2, 2), window=4)
     made = {}
     for (name, backbone), norm in zip({"vit": vit, "swin": swin}.items(), ("sync_batch", "group"), strict=True):
         head = ECENetHead(backbone.channels, backbone.grids, 5, channels=16, norm=norm)
@@ -148,6 +167,43 @@ def test_groups_of_real_networks(name):
         assert multiplier == (MULTIPLIER if id(parameter) in set(map(id, network.head.get_parameters())) else 1.0)
     wanted = {"vit": {*tables, "backbone.norms.1.gamma"}, "swin": {"head.fusion_norm.beta"}}[name]
     assert wanted <= free and ("swin" not in name or any("bias_table" in n for n in free))
+
+
+LAYERS = {  # of 2 blocks (ViT) and of 1, 2, 1 and 1 (Swin): beginning of the name -> layer, 3 and 6 the head's side
+    "vit": {
+        "patch_embed.": 0, "pos_embed": 0, "cls_token": 0, "blocks.0.": 1, "blocks.1.": 2, "norms.0.": 3, "norms.1.": 3,
+    },
+    "swin": {
+        "patch_embed.": 0, "stages.0.blocks.0.": 1, "stages.0.downsample.": 1, "stages.1.blocks.0.": 2,
+        "stages.1.blocks.1.": 3, "stages.1.downsample.": 3, "stages.2.blocks.0.": 4, "stages.2.downsample.": 4,
+        "stages.3.blocks.0.": 5, "norm0.": 6, "norm1.": 6, "norm2.": 6, "norm3.": 6,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "depths"), [("vit", None), ("swin", (1, 2, 1, 1))])
+def test_learning_rates_fall_from_layer_to_layer(name, depths):
+    network = tiny_networks(depths or (1, 1, 1, 1))[name]
+    optimizer = create_optimizer(network, settings(name="adamw", layer_decay=0.5))
+    last, met = max(LAYERS[name].values()), set()
+    for parameter, multiplier in zip(optimizer.parameters, optimizer.multipliers, strict=True):
+        if parameter.name.startswith("head."):
+            assert multiplier == MULTIPLIER
+            continue
+        [begin] = [begin for begin in LAYERS[name] if parameter.name.startswith(f"backbone.{begin}")]
+        assert multiplier == 0.5 ** (last - LAYERS[name][begin]), parameter.name
+        met.add(begin)
+    assert met == set(LAYERS[name])
+    assert set(create_optimizer(network, settings(name="adamw", layer_decay=1.0)).multipliers) == {1.0, MULTIPLIER}
+
+
+def test_layer_decay_needs_a_backbone_with_layers():
+    network = Parameters()
+    network.backbone = nn.Dense(2, 2)
+    with pytest.raises(ValueError, match="optimizer.layer_decay is 0.75, but the backbone Dense does not tell the lay"):
+        create_optimizer(network, settings(name="sgd", layer_decay=0.75))
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        settings(name="sgd", layer_decay=1.5)
 
 
 def test_global_norm_is_that_of_all_gradients_together():

@@ -104,6 +104,7 @@ def train(accumulate: int, steps: int = 5) -> tuple[TrainStep, list]:
             batch["label"][2], batch["present"][2] = 255, -1
         noise = draw_noise(network.noise_rates, 5, i, 4 // accumulate, accumulate=accumulate)
         groups = [batch] if accumulate == 1 else split(batch)
+        assert len({batch_counts(part)[0] for part in split(batch)}) == 4  # valid pixels of the micro-batches
         logged.append(run_step(step, np.array([RATE], np.float32), noise, groups, batch_counts(batch))[:2])
     return step, logged
 

@@ -42,12 +42,14 @@ def tiny_network(backbone: str = "vit", head: str = "ecenet", size=SIZE, num_cla
 
 
 def tiny_step(
-    network: Segmentor, loss: str | dict = "class_mask", optimizer: dict | None = None, **options
-) -> TrainStep:
+    network: Segmentor, loss: str | dict = "class_mask", optimizer: dict | None = None,
+    ema_decay: float | None = None, **options,
+) -> TrainStep:  # fmt: skip
     """A train step with SGD, lr to be given with each step; loss: name or settings; options go to the step."""
     loss = loss if isinstance(loss, dict) else {"name": loss}
     settings = OptimizerConfig(**{"name": "sgd", "lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, **(optimizer or {})})
-    return TrainStep(network, create_loss(loss, K), create_optimizer(network, settings), COLUMNS, **options)
+    optimizer = create_optimizer(network, settings, ema_decay)
+    return TrainStep(network, create_loss(loss, K), optimizer, COLUMNS, **options)
 
 
 def draw_batch(count: int, seed: int = 0, ignored: float = 0.2, size=SIZE) -> dict[str, np.ndarray]:
@@ -74,12 +76,12 @@ def weights_of(cell: nn.Cell) -> dict[str, np.ndarray]:
     return {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
 
 
-def with_optimizer(seed: int = 0):
+def with_optimizer(seed: int = 0, ema_decay: float | None = None):
     """A network and its optimiser, both filled with values of a seed."""
     network = tiny_network(head="fcn")
-    optimizer = create_optimizer(network, OptimizerConfig(name="adamw", lr=1.0))
+    optimizer = create_optimizer(network, OptimizerConfig(name="adamw", lr=1.0), ema_decay)
     rng = np.random.default_rng(seed)
-    for parameter in [*network.get_parameters(), *optimizer.moments, *optimizer.squares]:
+    for parameter in {p.name: p for cell in (network, optimizer) for p in cell.get_parameters()}.values():
         parameter.set_data(ms.Tensor(rng.random(parameter.shape).astype(np.float32)))
     return network, optimizer
 
@@ -103,7 +105,7 @@ model:
   head: {{name: ecenet, channels: 16, norm: batch, dropout: 0.3}}
 loss: {{name: class_mask}}
 optimizer: {{name: adamw, lr: 1e-3, warmup_steps: 2, head_lr_multiplier: 2.0, clip_norm: 1.0}}
-train: {{steps: 6, batch_size: 2, log_every: 1, evaluate_every: 3, checkpoint_every: 3}}
+train: {{steps: 6, batch_size: 2, ema_decay: 0.9, log_every: 1, evaluate_every: 3, checkpoint_every: 3}}
 eval: {{mode: whole, size: [48, 64]}}
 """
 

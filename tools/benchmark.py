@@ -48,7 +48,7 @@ from src.engine.train_step import TrainStep, draw_noise, run_step  # noqa: E402
 from src.log import get_console  # noqa: E402
 from src.losses import create_loss  # noqa: E402
 from src.models import create_model  # noqa: E402
-from train import COLUMNS, count  # noqa: E402
+from train import COLUMNS, choose_precision, count  # noqa: E402
 
 STEPS = {"train": 20, "infer": 20, "data": 100}  # modes, and how often each is timed; batches arrive in bursts
 RATE = 1e-7  # learning rate: weights hardly move, so that numbers stay finite however many steps are timed
@@ -190,14 +190,15 @@ def measure_training(config: Config, classes: int, steps: int, synthetic: bool) 
 def create_step(config: Config, network: nn.Cell, loss: nn.Cell) -> Callable[[list[Batch], int], None]:
     """A function (micro-batches, number of the step) that runs one optimiser step and waits for its result."""
     train = config.train
+    half = choose_precision(config, network)
     cell = TrainStep(
-        network, loss, create_optimizer(network, config.optimizer), COLUMNS,
-        clip_norm=config.optimizer.clip_norm, accumulate=train.accumulate,
+        network, loss, create_optimizer(network, config.optimizer, train.ema_decay), COLUMNS,
+        clip_norm=config.optimizer.clip_norm, accumulate=train.accumulate, scaled=half == ms.float16,
     )  # fmt: skip
 
     def step(group: list[Batch], number: int) -> None:
         noise = draw_noise(network.noise_rates, config.seed, number, train.batch_size, accumulate=train.accumulate)
-        run_step(cell, cell.optimizer.inputs(number, RATE), noise, group, count(group))
+        run_step(cell, cell.inputs(number, RATE), noise, group, count(group))
 
     return step
 

@@ -25,7 +25,16 @@ from src.engine.checkpoint_files import (
     step_folders,
 )
 from src.engine.tensor_files import tensor_blocks
-from src.engine.weights import CLASSES, assign, load_weights, parameters_of, read_tensors, require_classes
+from src.engine.weights import (
+    CLASSES,
+    assign,
+    begin_averages,
+    load_weights,
+    parameters_of,
+    read_tensors,
+    require_classes,
+    weights_in_use,
+)
 from src.log import get_console
 
 FOLDER = "checkpoints"  # of a run
@@ -42,7 +51,7 @@ def save_checkpoint(
     """
     described = {} if classes is None else {CLASSES: json.dumps(classes)}
     files = {
-        WEIGHTS: tensor_blocks(parameters_of(network), {**network.weight_metadata(), **described}),
+        WEIGHTS: tensor_blocks(weights_in_use(network, optimizer), {**network.weight_metadata(), **described}),
         OPTIMIZER: tensor_blocks(parameters_of(optimizer), {}),
         STATE: [json.dumps({**state, "step": step}, indent=1).encode()],
     }
@@ -117,8 +126,12 @@ def agree(root: Path, folder: Path | None, world_size: int) -> Path | None:
 
 
 def restore(folder: Path, network: nn.Cell, optimizer: nn.Cell) -> dict:
-    """Loads weights and optimiser state of a checkpoint folder; returns its state, with `step`."""
+    """Loads weights and optimiser state of a checkpoint folder; returns its state, with `step`.
+
+    Where the optimiser keeps averages, the weights file holds these, and the optimiser's file the weights in training.
+    """
     load_weights(network, folder)
+    begin_averages(optimizer)
     path = folder / OPTIMIZER
     tensors, _ = read_tensors(path)
     assign(optimizer, tensors, path)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
+BACKBONE = "backbone."  # what its parameters' names begin with in a network
 NO_DECAY = (".gamma", ".beta", "pos_embed", "cls_token", "relative_position_bias_table")
 
 
@@ -27,6 +28,17 @@ def learning_rates(
     return rates
 
 
+def batch_factor(name: str, images: int, reference: int | None) -> float:
+    """Factor of learning rates meant for steps of `reference` images where a step has `images`; 1 without reference.
+
+    The ratio for `sgd` (Goyal et al., "Accurate, Large Minibatch SGD", 2017), its square root for `adamw`, whose step
+    length does not grow with the gradient's (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient
+    Algorithms", 2022).
+    """
+    ratio = images / (reference or images)
+    return ratio if name == "sgd" else ratio**0.5
+
+
 def has_decay(name: str) -> bool:
     """Whether weight decay applies: not to norms, position embeddings, class tokens and relative bias tables."""
     return not name.endswith(NO_DECAY)
@@ -36,6 +48,7 @@ def has_decay(name: str) -> bool:
 adamw_update = ops.MultitypeFuncGraph("adamw_update")
 sgd_update = ops.MultitypeFuncGraph("sgd_update")
 square_sum = ops.MultitypeFuncGraph("square_sum")
+move = ops.MultitypeFuncGraph("move")
 
 
 @adamw_update.register("Function", "Tuple", "Tensor", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor")
@@ -49,6 +62,11 @@ def _adamw_update(update, betas, inputs, decay, multiplier, parameter, moment, s
 def _sgd_update(momentum, inputs, decay, multiplier, parameter, velocity, gradient):
     fresh = ops.assign(velocity, momentum * velocity + gradient + decay * parameter)
     return ops.assign(parameter, parameter - inputs[0] * multiplier * fresh)
+
+
+@move.register("Tensor", "Tensor", "Tensor")
+def _move(share, average, parameter):
+    return ops.assign(average, average + share * (parameter - average))
 
 
 @square_sum.register("Tensor")
@@ -115,14 +133,67 @@ class SGD(nn.Cell):
         return self.map(update, self.decays, self.multipliers, self.parameters, self.velocities, gradients)
 
 
-def create_optimizer(network: nn.Cell, settings) -> AdamW | SGD:
-    """The optimiser of `settings` (OptimizerConfig) over the network's trainable parameters."""
+class Averaged(nn.Cell):
+    """An optimiser that also keeps `averages` of its parameters: average = average + share * (parameter - average).
+
+    The share is 1 - decay, at first more, 9 / (10 + updates): so the weights of the start are soon forgotten. A step
+    that updates nothing leaves the averages. They begin as the parameters are when weights have been loaded, see
+    `weights.begin_averages`.
+    """
+
+    def __init__(self, optimizer: AdamW | SGD, decay: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.decay = optimizer, decay
+        self.parameters = optimizer.parameters
+        self.averages = self.parameters.clone("ema", "zeros")
+        self.place = len(optimizer.inputs(0, 0.0))  # of the share among the inputs
+        self.map = ops.HyperMap()
+
+    def inputs(self, updates: int, rate: float) -> np.ndarray:
+        """The optimiser's numbers of a step, then the share: float32."""
+        share = max(1.0 - self.decay, 9.0 / (10.0 + updates))
+        return np.append(self.optimizer.inputs(updates, rate), np.float32(share))
+
+    def construct(self, gradients, inputs):
+        updated = self.optimizer(gradients, inputs)
+        return ops.depend(updated, self.map(ops.partial(move, inputs[self.place]), self.averages, self.parameters))
+
+
+def layer_scale(backbone: nn.Cell, name: str, decay: float) -> float:
+    """Share of the learning rate that a backbone's parameter gets: decay ** (num_layers + 1 - its layer).
+
+    Layers are the backbone's to tell: 0 for embeddings, 1 .. num_layers for blocks, num_layers + 1 for what belongs to
+    the head's side (layer-wise decay of Bao et al., "BEiT", 2021, and He et al., "Masked Autoencoders", 2021).
+    Raises ValueError for a backbone that has no layers.
+    """
+    if not hasattr(backbone, "layer_of"):
+        raise ValueError(
+            f"optimizer.layer_decay is {decay}, but the backbone {type(backbone).__name__} does not tell the layers of "
+            "its parameters; give null, or a vit or swin backbone"
+        )
+    return decay ** (backbone.num_layers + 1 - backbone.layer_of(name))
+
+
+def multiplier_of(network: nn.Cell, name: str, settings) -> float:
+    """Factor of the learning rate for a parameter of a network."""
+    if name.startswith("head."):
+        return settings.head_lr_multiplier
+    if settings.layer_decay is None or not name.startswith(BACKBONE):
+        return 1.0
+    return layer_scale(network.backbone, name.removeprefix(BACKBONE), settings.layer_decay)
+
+
+def create_optimizer(network: nn.Cell, settings, ema_decay: float | None = None) -> AdamW | SGD | Averaged:
+    """The optimiser of `settings` (OptimizerConfig) over the network's trainable parameters, which keeps their averages
+    where `ema_decay` is given."""
     parameters = network.trainable_params()
     decays = [settings.weight_decay if has_decay(p.name) else 0.0 for p in parameters]
-    multipliers = [settings.head_lr_multiplier if p.name.startswith("head.") else 1.0 for p in parameters]
+    multipliers = [multiplier_of(network, p.name, settings) for p in parameters]
     if settings.name == "adamw":
-        return AdamW(parameters, decays, multipliers, settings.betas, settings.epsilon)
-    return SGD(parameters, decays, multipliers, settings.momentum)
+        optimizer = AdamW(parameters, decays, multipliers, settings.betas, settings.epsilon)
+    else:
+        optimizer = SGD(parameters, decays, multipliers, settings.momentum)
+    return optimizer if ema_decay is None else Averaged(optimizer, ema_decay)
 
 
 def global_norm(gradients):

@@ -57,15 +57,17 @@ class TrainStep(nn.Cell):
         clip_norm: bound of the global gradient norm; 0 is off.
         accumulate: micro-batches a step.
         world_size: devices; above 1 the process group must exist.
+        scaled: the last of the inputs of `construct` is the scale of the loss, see `precision.py`. Terms and norm are
+            those without it.
     """
 
     def __init__(
         self, network: nn.Cell, loss: nn.Cell, optimizer: nn.Cell, columns: tuple[str, ...], *,
-        clip_norm: float = 0.0, accumulate: int = 1, world_size: int = 1,
+        clip_norm: float = 0.0, accumulate: int = 1, world_size: int = 1, scaled: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(auto_prefix=False)
         self.network, self.loss, self.optimizer, self.columns = network, loss, optimizer, tuple(columns)
-        self.clip_norm, self.accumulate, self.world_size = clip_norm, accumulate, world_size
+        self.clip_norm, self.accumulate, self.world_size, self.scaled = clip_norm, accumulate, world_size, scaled
         self.map = ops.HyperMap()
         if accumulate > 1:
             self.sums = optimizer.parameters.clone("gradient_sum", "zeros")
@@ -80,25 +82,33 @@ class TrainStep(nn.Cell):
         self.value_and_grad = ops.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)
         self.set_train()
 
+    def inputs(self, updates: int, rate: float, loss_scale: float = 1.0) -> np.ndarray:
+        """Numbers of a step at learning rate `rate`, after `updates` updates, for `construct`: float32."""
+        inputs = self.optimizer.inputs(updates, rate)
+        return np.append(inputs, np.float32(loss_scale)) if self.scaled else inputs
+
     def forward(self, noise, counts, *columns):
-        """Total loss and its terms, in the order of loss.terms."""
+        """Total loss, times a scale that may follow the counts, and its terms, in the order of loss.terms."""
         batch = {}
         for i in range(len(self.columns)):
             batch[self.columns[i]] = columns[i]
         terms = self.loss(self.network(batch["image"], noise), batch, counts)
-        return add_up(terms), terms
+        total = add_up(terms)
+        return total * counts[3] if counts.shape[0] > 3 else total, terms
 
     def construct(self, inputs, last, noise, counts, *columns):
         """One micro-batch.
 
-        inputs: the optimiser's numbers of the step; last: bool scalar, whether this micro-batch ends the step;
-        noise (b, n); counts (4,): the loss's three of the local share of the global batch, then 1.0 where this device
-        was asked to stop. Returns (terms of this micro-batch over all devices, gradient norm before clipping, not
-        finite where nothing was updated, 0 unless last; how many devices were asked to stop).
+        inputs: the optimiser's numbers of the step, and the scale of the loss if there is one; last: bool scalar,
+        whether this micro-batch ends the step; noise (b, n); counts (4,): the loss's three of the local share of the
+        global batch, then 1.0 where this device was asked to stop. Returns (terms of this micro-batch over all devices;
+        gradient norm before clipping, not finite where nothing was updated, 0 unless last; how many devices were asked
+        to stop).
         """
         if self.world_size > 1:
             counts = self.all_reduce(counts)
-        (_, terms), gradients = self.value_and_grad(noise, counts[:3], *columns)
+        divisors = ops.concat((counts[:3], inputs[-1:])) if self.scaled else counts[:3]
+        (_, terms), gradients = self.value_and_grad(noise, divisors, *columns)
         if self.world_size > 1:
             terms = self.map(self.all_reduce, terms)
         if self.accumulate == 1:
@@ -120,6 +130,8 @@ class TrainStep(nn.Cell):
         if self.world_size > 1:
             gradients = self.map(self.all_reduce, gradients)
         norm = global_norm(gradients)
+        if self.scaled:
+            norm = norm / inputs[-1]
         norm = ops.select(ops.isfinite(loss), norm, loss)
         if ops.isfinite(norm):
             norm = ops.depend(norm, self.update(gradients, norm, inputs))
@@ -129,8 +141,10 @@ class TrainStep(nn.Cell):
 
     def update(self, gradients, norm, inputs):
         """Clips gradients of this norm, updates the parameters and keeps the running statistics as good ones."""
+        factor = 1.0 / inputs[-1] if self.scaled else ops.ones((), ms.float32)
         if self.clip_norm > 0.0:
-            factor = ops.minimum(self.clip_norm / (norm + 1e-6), ops.ones((), ms.float32))
+            factor = factor * ops.minimum(self.clip_norm / (norm + 1e-6), ops.ones((), ms.float32))
+        if self.clip_norm > 0.0 or self.scaled:
             gradients = self.map(ops.partial(scale, factor), gradients)
         updated = self.optimizer(gradients, inputs)
         if self.has_statistics:

@@ -13,6 +13,7 @@ from mindspore import nn
 from src.distributed import sum_counts
 from src.engine.autopsy import write_autopsy
 from src.engine.checkpoint import save_checkpoint
+from src.engine.precision import LOSS_SCALE, first_scale, next_scale, overflowed
 from src.engine.step_means import StepMeans
 from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import StepResult, TrainStep, draw_noise, run_step
@@ -98,6 +99,8 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
     logs = Logs(loop, state) if loop.rank == 0 else None
     means = StepMeans(loop.batch_size * loop.accumulate * loop.world_size, state.get(MEANS))
     state = {key: value for key, value in state.items() if key != MEANS}
+    if parts.step_cell.scaled:
+        state = first_scale() | state
     if any_asked(loop, parts.stop):
         raise Stopped(f"{reason(parts.stop)} before the first step; the same command starts it again")
     if EVALUATION_DUE in state:
@@ -116,7 +119,8 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
             advance(text=f"loss {sum(result.terms.values()):.3f}")
             if logs and ((step + 1) % loop.log_every == 0 or step + 1 == loop.steps):
                 record = {"kind": "train", "step": step + 1, "lr": float(parts.rates[step]), **means.read()}
-                logs.metrics.write({**record, SKIPPED: state[SKIPPED]})
+                scale = {LOSS_SCALE: state[LOSS_SCALE]} if LOSS_SCALE in state else {}
+                logs.metrics.write({**record, SKIPPED: state[SKIPPED], **scale})
             if (step + 1) % loop.evaluate_every == 0 or step + 1 == loop.steps:
                 state[EVALUATION_DUE] = True
             leave = result.stop if loop.world_size > 1 else parts.stop.asked()
@@ -134,7 +138,7 @@ def first_of_run(loop: Loop, parts: Parts, step: int) -> AbstractContextManager:
 
 def take_step(loop: Loop, parts: Parts, state: dict, step: int, group: list[dict]) -> StepResult:
     """Draws the noise of a step and runs it."""
-    inputs = parts.step_cell.optimizer.inputs(step - state.get(SKIPPED, 0), parts.rates[step])
+    inputs = parts.step_cell.inputs(step - state.get(SKIPPED, 0), parts.rates[step], state.get(LOSS_SCALE, 1.0))
     noise = noise_of(loop, parts, step)
     return run_step(parts.step_cell, inputs, noise, group, parts.count(group), parts.stop.asked())
 
@@ -148,10 +152,18 @@ def noise_of(loop: Loop, parts: Parts, step: int) -> np.ndarray:
 
 
 def count_bad_steps(state: dict, result: StepResult) -> dict:
-    """The entries of a state that count steps which updated nothing, after another step."""
+    """The entries of a state that count steps which updated nothing, after another step; and of the scale of the loss.
+
+    Gradients that overflow because of the scale make no bad step: the next has a smaller scale.
+    """
+    loss = sum(result.terms.values())
+    scale = next_scale(state, loss, result.norm)
     if math.isfinite(result.norm):
-        return {SKIPPED: state.get(SKIPPED, 0), BAD_STEPS: 0}
-    return {SKIPPED: state.get(SKIPPED, 0) + 1, BAD_STEPS: state.get(BAD_STEPS, 0) + 1}
+        return {SKIPPED: state.get(SKIPPED, 0), BAD_STEPS: 0, **scale}
+    bad = 0 if overflowed(state, loss, result.norm) else state.get(BAD_STEPS, 0) + 1
+    if not bad:
+        get_console().print(f"gradients overflow, nothing updated; the loss is scaled by {scale[LOSS_SCALE]:g} now")
+    return {SKIPPED: state.get(SKIPPED, 0) + 1, BAD_STEPS: bad, **scale}
 
 
 def judge_bad_step(loop: Loop, parts: Parts, state: dict, result: StepResult, group: list[dict]) -> None:

@@ -11,22 +11,47 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import Parameter, nn
 
 from src.engine.checkpoint_files import BEST, LATEST, MARKER, WEIGHTS, problems_of, write_file
 from src.engine.tensor_files import read_safetensors, read_safetensors_metadata, tensor_blocks
 
+RAW = "raw."  # before the names of trained weights in an optimiser's file, where the weights file holds averages
 CLASSES = "classes"  # metadata of the weights: names and palette of what they were trained for
 SAFETENSORS, CKPT = ".safetensors", ".ckpt"
 
 
-def parameters_of(cell: nn.Cell) -> dict[str, np.ndarray]:
-    """Every parameter of a cell by name, buffers such as running statistics included, except trained ones of others.
+def named_parameters(cell: nn.Cell) -> dict[str, Parameter]:
+    """The parameters of a cell by the names that they have in files.
 
-    For an optimiser these are its own states: the network's weights that it holds are left out.
+    Of a network: all, buffers such as running statistics included. Of an optimiser: its own states, not the network's
+    weights that it holds; but where it keeps averages of these, which then are what a weights file holds, the weights
+    as raw.NAME instead of the averages.
     """
-    own = {id(p) for p in getattr(cell, "parameters", ())}
-    return {p.name: p.asnumpy() for p in cell.get_parameters() if id(p) not in own}
+    trained, averages = getattr(cell, "parameters", ()), getattr(cell, "averages", ())
+    others = {id(p) for p in (*trained, *averages)}
+    raw = {RAW + p.name: p for p in trained} if len(averages) else {}
+    return {p.name: p for p in cell.get_parameters() if id(p) not in others} | raw
+
+
+def parameters_of(cell: nn.Cell) -> dict[str, np.ndarray]:
+    """Values of `named_parameters`."""
+    return {name: p.asnumpy() for name, p in named_parameters(cell).items()}
+
+
+def weights_in_use(network: nn.Cell, optimizer: nn.Cell) -> dict[str, np.ndarray]:
+    """The weights of a network in training to evaluate and to keep: the averages where its optimiser has some."""
+    averages = getattr(optimizer, "averages", ())
+    trained = optimizer.parameters if len(averages) else ()
+    averaged = {p.name: average.asnumpy() for p, average in zip(trained, averages, strict=True)}
+    return parameters_of(network) | averaged
+
+
+def begin_averages(optimizer: nn.Cell) -> None:
+    """Makes the averages that an optimiser may keep equal to the present weights."""
+    averages = getattr(optimizer, "averages", ())
+    for parameter, average in zip(optimizer.parameters, averages, strict=False):
+        average.set_data(ms.Tensor(parameter.asnumpy()))
 
 
 def weights_file(path: str | Path) -> Path:
@@ -149,9 +174,10 @@ def load_except_classes(network: nn.Cell, path: str | Path) -> tuple[Path, tuple
     return file, fresh
 
 
-def copy_weights(source: nn.Cell, target: nn.Cell) -> None:
-    """Gives a network of the same kind, perhaps of another image size, the weights of `source`."""
-    assign(target, target.adapt_weights(parameters_of(source), source.weight_metadata()), "the network in training")
+def copy_weights(source: nn.Cell, optimizer: nn.Cell, target: nn.Cell) -> None:
+    """Gives a network of the same kind, perhaps of another image size, the weights in use of `source` in training."""
+    tensors = target.adapt_weights(weights_in_use(source, optimizer), source.weight_metadata())
+    assign(target, tensors, "the network in training")
 
 
 def assign(cell: nn.Cell, tensors: dict, origin, *, prefix: str = "", optional: tuple[str, ...] = ()) -> None:
@@ -159,8 +185,7 @@ def assign(cell: nn.Cell, tensors: dict, origin, *, prefix: str = "", optional: 
 
     Only parameters under `prefix` take part; those under an `optional` prefix may be absent from the file.
     """
-    own = {id(p) for p in getattr(cell, "parameters", ())}
-    wanted = {p.name: p for p in cell.get_parameters() if p.name.startswith(prefix) and id(p) not in own}
+    wanted = {name: p for name, p in named_parameters(cell).items() if name.startswith(prefix)}
     missing = [n for n in wanted if n not in tensors and not (optional and n.startswith(optional))]
     problems = [f"missing: {name} {tuple(wanted[name].shape)}" for name in missing]
     problems += [f"unexpected: {name} {array.shape}" for name, array in tensors.items() if name not in wanted]

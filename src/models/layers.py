@@ -17,7 +17,7 @@ from mindspore import nn, ops
 from mindspore.common.initializer import HeUniform, TruncatedNormal, Uniform, initializer
 
 from src import functional
-from src.functional import check_choice, spread
+from src.functional import check_choice, mean_positions, spread
 from src.models import plain, written
 
 INIT_LINEAR = ("fanin", "trunc02")
@@ -28,7 +28,7 @@ NO_NOISE = np.zeros(0, np.float32)
 def linear(in_width: int, out_width: int, bias: bool = True) -> nn.Dense:
     """Linear layer over the last axis: (..., in_width) -> (..., out_width)."""
     bound = 1.0 / math.sqrt(in_width)
-    cell = written.Linear if functional.on_cpu() else nn.Dense
+    cell = written.Linear if functional.on_cpu() else plain.Linear
     return cell(in_width, out_width, HeUniform(math.sqrt(5)), Uniform(bound), has_bias=bias)
 
 
@@ -50,7 +50,7 @@ def conv2d(
     """Convolution (B, C, H, W) -> (B, C', H', W') with padding kernel // 2 (none when the stride equals the kernel)."""
     fan_in = in_channels // groups * kernel * kernel
     padding = 0 if stride == kernel else kernel // 2
-    return nn.Conv2d(
+    return plain.Conv2d(
         in_channels, out_channels, kernel, stride, "pad", padding, group=groups, has_bias=bias,
         weight_init=HeUniform(math.sqrt(5)), bias_init=Uniform(1.0 / math.sqrt(fan_in)),
     )  # fmt: skip
@@ -99,16 +99,16 @@ class SyncBatchNorm(nn.BatchNorm2d):
     def construct(self, x):
         if self.devices == 1 or not self.training:
             return super().construct(x)
-        mean = self.all_reduce(x.mean((0, 2, 3))) / self.devices  # (C,)
-        centred = x - mean.reshape(1, -1, 1, 1)
-        variance = self.all_reduce(ops.square(centred).mean((0, 2, 3))) / self.devices
+        mean = self.all_reduce(mean_positions(x).mean(0)) / self.devices  # (C,)
+        centred = x - spread(mean.reshape(1, -1, 1, 1), x.shape)
+        variance = self.all_reduce(mean_positions(ops.square(centred)).mean(0)) / self.devices
         # As nn.BatchNorm2d: its `momentum` is the share of the new value, and it keeps the unbiased variance.
         count = x.shape[0] * x.shape[2] * x.shape[3] * self.devices
         unbiased = variance * (count / (count - 1))
         ops.assign(self.moving_mean, (1 - self.momentum) * self.moving_mean + self.momentum * mean)
         ops.assign(self.moving_variance, (1 - self.momentum) * self.moving_variance + self.momentum * unbiased)
-        scale = self.gamma * ops.rsqrt(variance + self.eps)
-        return centred * scale.reshape(1, -1, 1, 1) + self.beta.reshape(1, -1, 1, 1)
+        scale = (self.gamma * ops.rsqrt(variance + self.eps)).reshape(1, -1, 1, 1)
+        return centred * spread(scale, x.shape) + spread(self.beta.reshape(1, -1, 1, 1), x.shape)
 
 
 def create_norm(name: str, channels: int) -> nn.Cell:
@@ -173,9 +173,13 @@ class Mlp(nn.Cell):
         self.fc1 = linear(width, hidden)
         self.fc2 = linear(hidden, width)
         self.gelu = gelu()
+        self.recomputed = None
 
     def construct(self, x):
-        return self.fc2(self.gelu(self.fc1(x)))
+        if self.recomputed is None:
+            return self.fc2(self.gelu(self.fc1(x)))
+        fc1, fc2 = self.fc1, self.fc2
+        return self.recomputed(x.reshape(-1, x.shape[-1]), fc1.weight, fc1.bias, fc2.weight, fc2.bias).reshape(x.shape)
 
 
 class Attention(nn.Cell):
@@ -202,6 +206,19 @@ class Attention(nn.Cell):
         q, k, v = ops.split(self.qkv(x), width, 2)
         mixed = self.core(self.split_heads(q) * self.scale, self.split_heads(k), self.split_heads(v), *biases)[0]
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(b, n, width))
+
+
+def recompute_blocks(blocks) -> None:
+    """Makes the gradients of blocks (with `attn` and `mlp`) compute what is inside once more instead of holding it.
+
+    On CPU only the softmax of the attention and the hidden rows of the MLP, the largest arrays: `Cell.recompute`,
+    which takes the whole block, saves nothing there.
+    """
+    for block in blocks:
+        if functional.on_cpu():
+            block.attn.core.recompute, block.mlp.recomputed = True, written.RecomputedMlp()
+        else:
+            block.recompute()
 
 
 def linear_rates(last: float, depth: int) -> np.ndarray:

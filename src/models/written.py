@@ -88,6 +88,35 @@ class GeluWithFactor(nn.Cell):
         return (dout[0] * (out[1] + x * density),)
 
 
+class RecomputedMlp(nn.Cell):
+    """Linear, GELU, Linear of rows (M, D) with weights (H, D), (D, H): the gradient holds no hidden row, but computes
+    them once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product, self.forward = ops.MatMul(), ops.MatMul(transpose_b=True)
+        self.gather, self.add, self.depend = ops.MatMul(transpose_a=True), ops.BiasAdd(), ops.Depend()
+
+    def construct(self, x, weight1, bias1, weight2, bias2):
+        hidden = self.add(self.forward(x, weight1), bias1)
+        square = hidden * hidden
+        p = (((P4 * square + P3) * square + P2) * square + P1) * square + P0
+        return self.add(self.forward(hidden * ops.sigmoid(hidden * p), weight2), bias2)
+
+    def bprop(self, x, weight1, bias1, weight2, bias2, out, dout):
+        x = self.depend(x, dout)
+        hidden = self.add(self.forward(x, weight1), bias1)
+        square = hidden * hidden
+        p = (((P4 * square + P3) * square + P2) * square + P1) * square + P0
+        factor = ops.sigmoid(hidden * p)
+        slope = factor + hidden * (INVERSE_ROOT_2PI * ops.exp(-0.5 * square))
+        dhidden = self.product(dout, weight2) * slope
+        ones = ops.ones((1, dout.shape[0]), ms.float32)
+        dbias1, dbias2 = self.product(ones, dhidden).reshape(bias1.shape), self.product(ones, dout).reshape(bias2.shape)
+        dweight2 = self.gather(dout, hidden * factor)
+        return self.product(dhidden, weight1), self.gather(dhidden, x), dbias1, dweight2, dbias2
+
+
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last axis, of width D."""
 
@@ -191,7 +220,11 @@ class AttentionCore(nn.Cell):
 
     The gradient of the scores, p * (dp - sum(p dp)), takes one element-wise operator on arrays of the scores' size:
     sum(p dp) = sum(out dout), and the difference is the product of [dout, -sum(out dout)] and [v, 1].
+
+    With `recompute` the gradient computes the softmax once more, so that it is not held since the forward.
     """
+
+    recompute = False
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
@@ -207,7 +240,8 @@ class AttentionCore(nn.Cell):
         return self.weigh(share, v), share
 
     def bprop(self, q, k, v, out, dout):
-        gradient, share = dout[0], out[1]
+        gradient = dout[0]
+        share = self.softmax(self.similarity(self.depend(q, gradient), k)) if self.recompute else out[1]
         b, heads, n, width = q.shape
         level = self.product((out[0] * gradient).reshape(b * heads * n, width), self.minus).reshape(b, heads, n, 1)
         one = ops.ones((b, heads, v.shape[2], 1), ms.float32)
@@ -231,6 +265,11 @@ class BiasedAttentionCore(AttentionCore):
     def bprop(self, q, k, v, bias, mask, out, dout):
         gradient, share = dout[0], out[1]
         b, heads, n, width = q.shape
+        if self.recompute:
+            windows, late = mask.shape[0], self.depend(bias, gradient).expand_dims(0)
+            shift = self.tile(late, (windows, 1, 1, 1)) + self.tile(mask, (1, heads, 1, 1))
+            scores = self.similarity(self.depend(q, gradient), k)
+            share = self.softmax(scores + self.tile(shift, (b // windows, 1, 1, 1)))
         level = self.product((out[0] * gradient).reshape(b * heads * n, width), self.minus).reshape(b, heads, n, 1)
         one = ops.ones((b, heads, n, 1), ms.float32)
         dscore = share * self.similarity(self.join((gradient, level)), self.join((self.depend(v, gradient), one)))

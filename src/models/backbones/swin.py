@@ -9,72 +9,27 @@ The image size is fixed when the network is built, so every map size, window lay
 """
 
 import math
-from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
-from src.models.layers import Attention, Mlp, add_residual, conv2d, init_linear_layers, layer_norm, linear, linear_rates
+from src.models.backbones.swin_windows import WindowLayout, ceil_divide, relative_position_index, window_layout
+from src.models.layers import (
+    Attention,
+    Mlp,
+    add_residual,
+    conv2d,
+    init_linear_layers,
+    layer_norm,
+    linear,
+    linear_rates,
+    recompute_blocks,
+)
 
 PATCH = 4
 STAGES = 4
-OTHER_REGION = -100.0  # added to the similarity of two tokens that only the shift brought into one window
-
-
-def ceil_divide(number: int, divisor: int) -> int:
-    """number / divisor, rounded up."""
-    return -(-number // divisor)
-
-
-def relative_position_index(window: int) -> np.ndarray:
-    """Row of the bias table for every pair of tokens of a window: (n, n) int32, values in [0, (2 w - 1)^2)."""
-    y, x = np.divmod(np.arange(window * window), window)
-    dy = y[:, None] - y[None, :] + window - 1
-    dx = x[:, None] - x[None, :] + window - 1
-    return (dy * (2 * window - 1) + dx).astype(np.int32)
-
-
-def split_windows(plane: np.ndarray, window: int) -> np.ndarray:
-    """Values of a plane (H, W), whose sides are multiples of w, window by window: (G, n)."""
-    cells = plane.reshape(plane.shape[0] // window, window, -1, window)
-    return cells.transpose(0, 2, 1, 3).reshape(-1, window * window)
-
-
-def shift_mask(grid: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """Bias between slots of each window of the rolled map: (G, 1, n, n) float32, OTHER_REGION between two regions.
-
-    Each side of the padded map has three regions: all windows but the last, and the two parts of the last one, of which
-    the second came around from the far edge. Padding belongs to the region it lies in.
-    """
-    rows, columns = (
-        (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
-        for side in (ceil_divide(side, window) * window for side in grid)
-    )
-    region = split_windows(3 * rows[:, None] + columns[None, :], window)
-    other = region[:, None, :, None] != region[:, None, None, :]
-    return np.where(other, OTHER_REGION, 0.0).astype(np.float32)
-
-
-class WindowLayout(NamedTuple):
-    """Constants of the blocks of a stage that shift alike."""
-
-    slots: np.ndarray  # (G n,) int32, token of each slot, N for padding
-    tokens: np.ndarray  # (N,) int32, slot of each token
-    mask: Tensor  # (G, 1, n, n), G = 1 without shift
-
-
-def window_layout(grid: tuple[int, int], window: int, shift: int) -> WindowLayout:
-    """Windows of a map (H, W) that is padded right and bottom to multiples of w, then rolled up and left by `shift`."""
-    height, width = grid
-    plane = np.full([ceil_divide(side, window) * window for side in grid], height * width, np.int32)
-    plane[:height, :width] = np.arange(height * width).reshape(grid)
-    slots = split_windows(np.roll(plane, (-shift, -shift), (0, 1)), window).reshape(-1)
-    tokens = np.argsort(slots, kind="stable")[: height * width].astype(np.int32)
-    n = window * window
-    mask = shift_mask(grid, window, shift) if shift else np.zeros((1, 1, n, n), np.float32)
-    return WindowLayout(slots, tokens, Tensor(mask))
 
 
 class Rearrange(nn.Cell):
@@ -206,13 +161,14 @@ class SwinTransformer(nn.Cell):
 
     channels, strides, grids: width, stride and map size (H_s, W_s) of each stage, finest first; sides are rounded up.
     noise_rates: (2 sum(depths),) drop-path rates: column 2 i for the attention of block i, 2 i + 1 for its MLP.
+    recompute: see `recompute_blocks`.
 
     Raises ValueError for impossible sizes, and when an image of another size comes in.
     """
 
     def __init__(
         self, image_size: tuple[int, int], *, embed_width: int, depths: tuple[int, ...], num_heads: tuple[int, ...],
-        window: int, drop_path: float = 0.3, mlp_ratio: int = 4,
+        window: int, drop_path: float = 0.3, mlp_ratio: int = 4, recompute: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         check_arguments(image_size, depths, num_heads, window)
@@ -220,12 +176,15 @@ class SwinTransformer(nn.Cell):
         self.strides = tuple(PATCH * 2**i for i in range(STAGES))
         self.channels = tuple(embed_width * 2**i for i in range(STAGES))
         self.grids = tuple(tuple(ceil_divide(side, stride) for side in image_size) for stride in self.strides)
-        self.noise_rates = linear_rates(drop_path, sum(depths))
+        self.num_layers = sum(depths)
+        self.noise_rates = linear_rates(drop_path, self.num_layers)
         self.fresh_prefixes = ("norm0.", "norm1.", "norm2.", "norm3.")  # classification weights have none of them
         self.patch_embed = PatchEmbedding(embed_width)
         self.stages = nn.CellList([self.create_stage(i, num_heads[i]) for i in range(STAGES)])
         self.norm0, self.norm1, self.norm2, self.norm3 = (layer_norm(width) for width in self.channels)
         init_linear_layers(self, "trunc02")
+        if recompute:
+            recompute_blocks([block for stage in self.stages for block in stage.blocks])
 
     def create_stage(self, i: int, num_heads: int) -> SwinStage:
         """Stage i, counted from 0."""
@@ -251,6 +210,14 @@ class SwinTransformer(nn.Cell):
                 x = stage.downsample(x)
         return features
 
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, by its name here: 0 patches, 1 .. num_layers blocks, mergings as the block before."""
+        place = name.split(".")
+        if place[0] != "stages":
+            return 0 if place[0] == "patch_embed" else self.num_layers + 1  # the norms of the maps
+        blocks = int(place[3]) + 1 if place[2] == "blocks" else self.depths[int(place[1])]
+        return sum(self.depths[: int(place[1])]) + blocks
+
     def count_macs(self) -> int:
         """Multiply-accumulates of one image: convolution, linear layers and both attention products.
 
@@ -267,24 +234,24 @@ class SwinTransformer(nn.Cell):
 
 
 def swin_tiny(image_size: tuple[int, int], *, window: int = 7, **kwargs) -> SwinTransformer:
-    """Swin-T; kwargs: drop_path, mlp_ratio."""
+    """Swin-T; kwargs: drop_path, mlp_ratio, recompute."""
     sizes = {"embed_width": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
     return SwinTransformer(image_size, window=window, **sizes, **kwargs)
 
 
 def swin_small(image_size: tuple[int, int], *, window: int = 7, **kwargs) -> SwinTransformer:
-    """Swin-S; kwargs: drop_path, mlp_ratio."""
+    """Swin-S; kwargs: drop_path, mlp_ratio, recompute."""
     sizes = {"embed_width": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
     return SwinTransformer(image_size, window=window, **sizes, **kwargs)
 
 
 def swin_base(image_size: tuple[int, int], *, window: int = 12, **kwargs) -> SwinTransformer:
-    """Swin-B; kwargs: drop_path, mlp_ratio."""
+    """Swin-B; kwargs: drop_path, mlp_ratio, recompute."""
     sizes = {"embed_width": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
     return SwinTransformer(image_size, window=window, **sizes, **kwargs)
 
 
 def swin_large(image_size: tuple[int, int], *, window: int = 12, **kwargs) -> SwinTransformer:
-    """Swin-L; kwargs: drop_path, mlp_ratio."""
+    """Swin-L; kwargs: drop_path, mlp_ratio, recompute."""
     sizes = {"embed_width": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
     return SwinTransformer(image_size, window=window, **sizes, **kwargs)

@@ -12,7 +12,16 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
 from src.functional import spread
-from src.models.layers import Attention, Mlp, add_residual, init_linear_layers, layer_norm, linear, linear_rates
+from src.models.layers import (
+    Attention,
+    Mlp,
+    add_residual,
+    init_linear_layers,
+    layer_norm,
+    linear,
+    linear_rates,
+    recompute_blocks,
+)
 
 PATCH = 16
 NORM_EPSILON = 1e-6
@@ -57,11 +66,12 @@ class VisionTransformer(nn.Cell):
         class_token: carry a class token through the blocks (dropped at the taps). Off as in SegViT.
         tap_norm: LayerNorm (eps 1e-6) of its own at every tap, because the residual stream is not normalised.
         drop_path: rate of the last block; grows linearly from 0.
+        recompute: see `recompute_blocks`.
     """
 
     def __init__(
         self, image_size: tuple[int, int], *, width: int, depth: int, num_heads: int, taps: tuple[int, ...],
-        class_token: bool = False, tap_norm: bool = True, drop_path: float = 0.1,
+        class_token: bool = False, tap_norm: bool = True, drop_path: float = 0.1, recompute: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         height, image_width = image_size
@@ -77,7 +87,7 @@ class VisionTransformer(nn.Cell):
         self.grids = (self.grid,) * len(taps)
         self.noise_rates = linear_rates(drop_path, depth)
         self.fresh_prefixes = ("norms.",)  # not in any pretrained file
-        self.depth = depth
+        self.depth = self.num_layers = depth
         self.patch_embed = PatchEmbed(width)
         tokens = self.grid[0] * self.grid[1] + int(class_token)
         self.pos_embed = Parameter(initializer(TruncatedNormal(0.02), (1, tokens, width)))
@@ -87,6 +97,8 @@ class VisionTransformer(nn.Cell):
         self.blocks = nn.CellList([Block(width, num_heads, 2 * i) for i in range(depth)])
         self.norms = nn.CellList([layer_norm(width, NORM_EPSILON) if tap_norm else nn.Identity() for _ in taps])
         init_linear_layers(self, "trunc02")
+        if recompute:
+            recompute_blocks(self.blocks)
 
     def construct(self, image, noise=None):
         """image (B, 3, H, W) float32, normalised; noise (B, 2 * depth) or None -> tuple of (B, D, h, w)."""
@@ -107,6 +119,13 @@ class VisionTransformer(nn.Cell):
         if self.class_token:
             tokens = tokens[:, 1:]
         return tokens.transpose(0, 2, 1).reshape(tokens.shape[0], self.width, self.grid[0], self.grid[1])
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter by its name here: 0 embeddings, 1 .. num_layers blocks, num_layers + 1 norms of taps."""
+        place = name.split(".")
+        if place[0] == "blocks":
+            return int(place[1]) + 1
+        return self.num_layers + 1 if place[0] == "norms" else 0
 
     def count_macs(self) -> int:
         """Multiply-accumulates of one image (spec section 9: products of layers and attention only)."""
