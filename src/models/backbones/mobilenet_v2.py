@@ -9,10 +9,8 @@ Letters: B batch, H x W image, C_s channels and H_s x W_s grid of map s.
 import math
 
 from mindspore import nn, ops
-from mindspore.common.initializer import HeUniform, Uniform
 
 from src.models.layers import NO_NOISE, conv2d, depthwise3x3
-from src.models.plain import Conv2d
 
 STEM_WIDTH = 32
 # Expansion, channels and stride of each group of blocks, and the blocks of each.
@@ -23,11 +21,7 @@ MAPS = (1, 2, 4, 6)  # groups whose output is returned: the last of each stride
 
 def halving_conv(in_channels: int, channels: int, groups: int) -> nn.Conv2d:
     """3x3 convolution of stride 2, bias, TensorFlow's padding: (B, C, H, W) -> (B, C', ceil(H / 2), ceil(W / 2))."""
-    bound = 1.0 / math.sqrt(9 * in_channels // groups)
-    return Conv2d(
-        in_channels, channels, 3, 2, "same", group=groups, has_bias=True, weight_init=HeUniform(math.sqrt(5)),
-        bias_init=Uniform(bound),
-    )  # fmt: skip
+    return conv2d(in_channels, channels, 3, stride=2, groups=groups, same=True)
 
 
 class InvertedResidual(nn.Cell):
