@@ -18,7 +18,7 @@ from PIL import Image
 from src import cli, distributed
 from src.config import format_config, load_config_with_sources
 from src.data import load_classes
-from src.data.folder import SUFFIXES
+from src.data.listing import SUFFIXES
 from src.data.reading import read_image
 from src.log import progress
 from src.predictor import Predictor, from_checkpoint, from_mindir

@@ -16,6 +16,7 @@ from src import cli, distributed
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
 from src.data import create_eval_samples, create_train_batches, load_classes, load_items
 from src.data.bad_samples import BadSamples
+from src.doctor.data import check_first
 from src.engine import checkpoint, weights
 from src.engine.evaluator import evaluate
 from src.engine.graph_cache import graph_cache, require_folder
@@ -74,6 +75,10 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
     samples = create_eval_samples(config.data, rank, world_size)
+    items = load_items(config.data, config.data.train_split)
+    splits = {config.data.train_split: items, config.data.val_split: samples.items}
+    for finding in check_first(config.data, classes, splits):
+        get_console().print(f"warning: {finding.text}\n    {finding.mend}", markup=False, soft_wrap=True)
     if config.eval.mode == "whole":
         require_fit(samples.sizes(), config.eval)
     if config.device.compile_cache:
@@ -94,7 +99,6 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
         clip_norm=config.optimizer.clip_norm, accumulate=config.train.accumulate, world_size=world_size,
         scaled=half == ms.float16,
     )  # fmt: skip
-    items = load_items(config.data, config.data.train_split)
     bad = None
     if config.data.on_bad_sample == "skip":
         bad = BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))

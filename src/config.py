@@ -74,6 +74,7 @@ class DataConfig(Settings):
     workers: PositiveInt = 2
     on_bad_sample: Literal["error", "skip"] = "error"  # training only: an image or mask that cannot be read
     max_bad_samples: PositiveInt = 100  # skip only: more different ones end the run
+    check_samples: NonNegativeInt = 64  # of each split, looked at before training (tools/doctor.py); 0: none
     options: dict[str, Any] = {}  # keyword arguments of the data set's function
 
     @model_validator(mode="after")

@@ -11,12 +11,16 @@ import numpy as np
 from mindspore import Tensor, ops
 
 
-def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """Weights (target, source) of a 1-D bilinear resize with half-pixel centres (align_corners False), float32.
+def bilinear_matrix(source: int, target: int, align_corners: bool = False) -> np.ndarray:
+    """Weights (target, source) of a 1-D bilinear resize, float32; there is no anti-aliasing.
 
-    Row i reads position (i + 0.5) * source / target - 0.5, clamped to the edge; there is no anti-aliasing.
+    Row i reads position (i + 0.5) * source / target - 0.5, clamped to the edge (half-pixel centres), or with
+    align_corners i * (source - 1) / (target - 1), and 0 where target is 1.
     """
-    position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0.0)
+    if align_corners:
+        position = np.arange(target) * ((source - 1) / max(target - 1, 1))
+    else:
+        position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0.0)
     low = np.minimum(np.floor(position).astype(int), source - 1)
     high = np.minimum(low + 1, source - 1)
     weight = position - low
@@ -40,21 +44,35 @@ def average_pool_matrix(source: int, cells: int) -> np.ndarray:
 
 
 @ms.ops.constexpr
-def _bilinear_constant(source: int, target: int, transposed: bool) -> Tensor:
-    matrix = bilinear_matrix(source, target)
+def _bilinear_constant(source: int, target: int, align_corners: bool, transposed: bool) -> Tensor:
+    matrix = bilinear_matrix(source, target, align_corners)
     return Tensor(np.ascontiguousarray(matrix.T) if transposed else matrix)
 
 
-def resize_bilinear(x, size):
-    """Bilinear resize with half-pixel centres: (B, C, h, w) -> (B, C, H, W), where size is the static (H, W)."""
+def resize_bilinear(x, size, align_corners=False):
+    """Bilinear resize (B, C, h, w) -> (B, C, H, W), where size is the static (H, W); see `bilinear_matrix`."""
     b, c, h, w = x.shape
     height, width = size
     if w != width:
-        x = ops.matmul(x.reshape(b * c * h, w), _bilinear_constant(w, width, True)).reshape(b, c, h, width)
+        columns = _bilinear_constant(w, width, align_corners, True)
+        x = ops.matmul(x.reshape(b * c * h, w), columns).reshape(b, c, h, width)
     if h != height:
-        rows = ops.tile(_bilinear_constant(h, height, False).expand_dims(0), (b * c, 1, 1))
+        rows = ops.tile(_bilinear_constant(h, height, align_corners, False).expand_dims(0), (b * c, 1, 1))
         x = ops.BatchMatMul()(rows, x.reshape(b * c, h, width)).reshape(b, c, height, width)
     return x
+
+
+@ms.ops.constexpr
+def _pool_constant(height: int, width: int, cells: int) -> Tensor:
+    rows, columns = average_pool_matrix(height, cells), average_pool_matrix(width, cells)
+    return Tensor(np.ascontiguousarray(np.kron(rows, columns).T))
+
+
+def average_pool(x, cells):
+    """Adaptive average pool (B, C, H, W) -> (B, C, cells, cells); see `average_pool_matrix`."""
+    b, c, height, width = x.shape
+    pooled = ops.matmul(x.reshape(b * c, height * width), _pool_constant(height, width, cells))
+    return pooled.reshape(b, c, cells, cells)
 
 
 def on_cpu() -> bool:

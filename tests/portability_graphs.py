@@ -32,16 +32,18 @@ CASES = {
     "vit-ecenet": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
     "vit-ecenet-cpu": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
     "vit-ecenet-pyr": ("vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, None, {}, {}),
-    "swin-ecenet": ("swin", "ecenet", {"norm": "sync_batch", "num_rounds": 1}, "class_mask", {"name": "sgd"}, {}),
     "vit-fcn-half": (
         "vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"},
         {"accumulate": 2, "clip_norm": 1.0, "ema_decay": 0.9, "scaled": True},
     ),
     "swin-fcn-cpu": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
-    "vit-segvit-cpu": ("vit", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "swin-segvit": ("swin", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
+    "resnet-alignseg": ("resnet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
+    "mobilenet-alignseg-cpu": ("mobilenet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
 }  # fmt: skip
 SLOW_CASES = {
+    "swin-ecenet": ("swin", "ecenet", {"norm": "sync_batch", "num_rounds": 1}, "class_mask", {"name": "sgd"}, {}),
+    "vit-segvit-cpu": ("vit", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "vit-ecenet-pyr-step": (
         "vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, "class_mask", {"name": "sgd", "momentum": 0.9}, {},
     ),
@@ -56,6 +58,14 @@ SLOW_CASES = {
     "swin-ecenet-none": (
         "swin", "ecenet", {"updater": "none", "fr_gate": "sigmoid", "num_rounds": 1}, "cross_entropy",
         {"name": "adamw"}, {},
+    ),
+    "resnet-alignseg-legacy": (
+        "resnet", "alignseg", {"sampler": "legacy", "sampler_align_corners": False, "sampler_padding": "border"},
+        {"name": "alignseg", "ce": "ohem", "weights": {"lovasz": 0.8}}, {"name": "adamw"}, {},
+    ),
+    "resnet-alignseg-plain": (
+        "resnet", "alignseg", {"align_up": False, "align_acc": False, "context": "gap", "auxiliary": False},
+        {"name": "alignseg", "weights": {"aux": 0.0}}, {"name": "sgd"}, {},
     ),
 }  # fmt: skip
 
@@ -160,10 +170,12 @@ def broadcasts_of_text(text: str) -> set[str]:
     One does when an operand has neither a single element nor the shape of the output. ValueError where no types follow.
     """
     found, lines = set(), text.splitlines()
-    for line, types in zip(lines, lines[1:] + [""], strict=True):
+    for number, line in enumerate(lines):
         node = re.match(r"\s+%\d+\([^)]*\) = (?:PrimFunc_)?(\w+)\(", line)
         if node is None or node.group(1) not in ELEMENTWISE:
             continue
+        # A constant among the operands is printed with its values, which may take several lines.
+        types = next((text for text in lines[number + 1 :] if re.match(r"\s+(: \(|%\d+\()", text)), "")
         operands, arrow, result = types.partition(") -> (")
         shapes = [shapes_of_types(side) for side in (operands, result)]
         if not arrow or not shapes[0] or len(shapes[1]) != 1:

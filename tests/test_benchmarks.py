@@ -55,7 +55,7 @@ def assert_close(ours, theirs, tolerance=2e-5):
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * max(1.0, np.abs(ours).max()))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", OFFSIDE)
 def test_outputs_of_evaluation_agree(backbone):
     size = OFFSIDE[backbone]
     network, weights = random_network(backbone, size)

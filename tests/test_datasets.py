@@ -180,6 +180,12 @@ def test_camvid_errors(tmp_path, monkeypatch):
         camvid(None, "train")
     with raises(FileNotFoundError, "test.txt", "splits", "train"):
         camvid(None, "test")
+    for name in ("one", "two"):
+        save(tmp_path / "camvid_480x360" / "images" / "train" / f"{name}.jpg", PHOTO)
+        save(tmp_path / "camvid_480x360" / "labels" / "train" / f"{name}.png", MASK)
+    with raises(ValueError, "'train' of camvid has 2 items here, published are 367", "data.options.complete=false"):
+        camvid(None, "train")
+    assert len(camvid(None, "train", complete=False)) == 2
 
 
 def test_toy_scenes_options_and_disjoint_splits():
@@ -211,8 +217,9 @@ def test_toy_scenes_errors():
 @pytest.mark.parametrize("name", ["camvid", "folder", "toy_scenes"])
 def test_base_configs_are_data_settings(name):
     content = YAML(typ="safe", pure=True).load(ROOT / "config" / "_base_" / f"{name}.yaml")
-    settings = DataConfig(**content.pop("data"))
+    settings, evaluation = DataConfig(**content.pop("data")), content.pop("eval", None)
     assert settings.dataset == name and not content
+    assert (evaluation is None) == (name != "camvid")
     if name == "toy_scenes":
         assert load_items(settings, "train")[0].size == settings.crop_size
 

@@ -52,6 +52,11 @@ def exceptions() -> dict[str, tuple[frozenset[str], tuple[str, ...]]]:
     return {name: (frozenset(where.split(", ")), tuple(re.findall(r"`(\w+)`", what))) for name, where, what in rows}
 
 
+def unreplaced() -> dict[str, frozenset[str]]:
+    """Rows of the table for which nothing takes the place of the operator."""
+    return {name: where for name, (where, replaced) in exceptions().items() if not replaced}
+
+
 def lacking(names: set[str]) -> dict[str, frozenset[str]]:
     """Operators that are not proven to run everywhere, and where."""
     missing = {name: portability.missing_platforms(name) for name in names - set(BOOKKEEPING)}
@@ -64,16 +69,20 @@ def union(graphs: dict, *kinds: str) -> set[str]:
 
 def test_every_backbone_family_and_head_has_a_case():
     families = {name.split("_")[0] for name in BACKBONES}
-    assert {case[:2] for case in CASES.values()} == {(family, head) for family in families for head in HEADS}
+    assert {case[0] for case in CASES.values()} == families
+    assert {case[1] for case in CASES.values()} == set(HEADS)
 
 
 def test_graphs_are_the_whole_graphs(graphs):
     for case, found in graphs.items():
-        assert {"MatMul", "LayerNorm", "Softmax", "ResizeBilinearV2", "Argmax"} <= found["inference"], case
+        transformer = case.startswith(("vit", "swin"))
+        layers = {"MatMul", "LayerNorm", "Softmax"} if transformer else {"Conv2D", "GridSampler2D"}
+        assert {"ResizeBilinearV2", "Argmax", *layers} <= found["inference"], case
         if found["training"]:
             convolutions = set() if "segvit" in case else {"Conv2DBackpropFilter"}
             assert {"AddN"} | convolutions <= found["training"], case
-            assert ("LayerNormGrad" in found["training"]) != case.endswith("-cpu"), case
+            if transformer:
+                assert ("LayerNormGrad" in found["training"]) != case.endswith("-cpu"), case
     # The update of the parameters stands in a branch of its own where gradients are accumulated.
     assert {"Switch", "AssignAdd", "Assign", "Cast"} <= graphs["vit-fcn-half"]["training"]
     assert "AdamWeightDecay" in graphs["vit-ecenet"]["training"]
@@ -90,28 +99,31 @@ def test_operators_of_other_settings_are_in_the_table_too():
     found = trace(SLOW_CASES)
     missing = lacking(union(found, "inference", "training"))
     assert missing == {name: listed.get(name) for name in missing}
-    assert lacking(union(found, "selected")) == {}
+    assert set(lacking(union(found, "selected"))) <= set(unreplaced())
+    assert not found["vit-segvit-cpu"]["broadcasts"]
 
 
 def test_operators_without_kernel_are_replaced_by_some_that_every_platform_has(graphs):
     for pattern in (portability.KERNEL_LIBRARIES[GPU], "libmindspore_cpu.so"):
         assert portability.expands(portability.library(pattern)), pattern
     selected = union(graphs, "selected")
-    assert lacking(selected) == {}
+    assert lacking(selected) == {name: where for name, where in unreplaced().items() if name in selected}
     for name, (where, replaced) in exceptions().items():
         if replaced:
             assert where == {GPU, CPU} and name not in selected and set(replaced) <= selected, name
         else:
-            assert where <= portability.documented(name), f"{name}: neither replaced nor documented"
+            # Of a gradient the operator that it belongs to is asked: documentation of gradients is thin.
+            stated = portability.documented(name.removesuffix("Grad"))
+            assert where <= stated, f"{name}: neither replaced nor documented"
 
 
 def test_training_on_cpu_broadcasts_nothing_large(graphs):
     """Such operators are slow on CPU and hold large tables of indices (functional.spread)."""
     found = {case: graph["broadcasts"] for case, graph in graphs.items() if graph["training"]}
     assert {case: each for case, each in found.items() if case.endswith("-cpu")} == {
-        "vit-ecenet-cpu": set(), "swin-fcn-cpu": set(), "vit-segvit-cpu": set(),
+        "vit-ecenet-cpu": set(), "swin-fcn-cpu": set(), "mobilenet-alignseg-cpu": set(),
     }  # fmt: skip
-    assert found["vit-ecenet"] and found["swin-ecenet"]  # those for Ascend and GPU do broadcast: the search finds them
+    assert found["vit-ecenet"] and found["swin-segvit"]  # those for Ascend and GPU do broadcast: the search finds them
 
 
 def test_search_says_no():

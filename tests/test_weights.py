@@ -223,6 +223,7 @@ def test_the_tool_converts_there_and_back(tmp_path, capsys):
 CLASS_LAYERS = {
     "fcn": {"classifier.weight", "classifier.bias"},
     "segvit": {"tokens", "classifier.weight", "classifier.bias"},
+    "alignseg": {f"{cell}.classifier.{name}" for cell in ("main", "auxiliary") for name in ("weight", "bias")},
     "ecenet": {
         "classifier.weight", "classifier.bias", "confidence.weight", "confidence.bias", "class_mask.classify.weight",
     },
@@ -233,6 +234,7 @@ DESCRIPTORS = {f"embeddings.{i}.linear.{name}" for i in (0, 1) for name in ("wei
 @pytest.mark.parametrize("head, count, fresh", [
     ("fcn", 9, CLASS_LAYERS["fcn"]),
     ("segvit", 9, CLASS_LAYERS["segvit"]),
+    ("alignseg", 9, CLASS_LAYERS["alignseg"]),
     ("ecenet", 4, CLASS_LAYERS["ecenet"]),  # as many classes, but others
     ("ecenet", 9, CLASS_LAYERS["ecenet"]),  # L stays 3
     ("ecenet", 16, CLASS_LAYERS["ecenet"] | DESCRIPTORS),  # L becomes 5, P 75

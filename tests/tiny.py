@@ -23,11 +23,14 @@ BACKBONES = {
     "vit": {"name": "vit", "width": 16, "depth": 2, "num_heads": 2, "taps": [1, 2], "drop_path": 0.3},
     "swin": {"name": "swin", "embed_width": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window": 3,
              "drop_path": 0.3},
+    "resnet": {"name": "resnet", "depths": [1, 1, 1, 1], "bottleneck": False, "stem": "plain7x7", "norm": "group"},
+    "mobilenet": {"name": "mobilenet", "repeats": [1, 1, 1, 1, 1, 1, 1]},
 }  # fmt: skip
 HEADS = {
     "ecenet": {"name": "ecenet", "channels": 16, "norm": "group", "dropout": 0.3},
     "fcn": {"name": "fcn", "channels": 8, "norm": "group", "dropout": 0.3},
     "segvit": {"name": "segvit", "channels": 16, "num_heads": 2, "num_layers": 1, "dropout": 0.3},
+    "alignseg": {"name": "alignseg", "channels": 8, "norm": "group", "dropout": 0.3},
 }
 
 
@@ -39,13 +42,14 @@ def tiny_network(backbone: str = "vit", head: str = "ecenet", size=SIZE, num_cla
 
 
 def tiny_step(
-    network: Segmentor, loss: str = "class_mask", optimizer: dict | None = None, ema_decay: float | None = None,
-    **options,
+    network: Segmentor, loss: str | dict = "class_mask", optimizer: dict | None = None,
+    ema_decay: float | None = None, **options,
 ) -> TrainStep:  # fmt: skip
-    """A train step with SGD, lr to be given with each step; options go to the step."""
+    """A train step with SGD, lr to be given with each step; loss: name or settings; options go to the step."""
+    loss = loss if isinstance(loss, dict) else {"name": loss}
     settings = OptimizerConfig(**{"name": "sgd", "lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, **(optimizer or {})})
     optimizer = create_optimizer(network, settings, ema_decay)
-    return TrainStep(network, create_loss({"name": loss}, K), optimizer, COLUMNS, **options)
+    return TrainStep(network, create_loss(loss, K), optimizer, COLUMNS, **options)
 
 
 def draw_batch(count: int, seed: int = 0, ignored: float = 0.2, size=SIZE) -> dict[str, np.ndarray]:

@@ -24,6 +24,12 @@ sources:
   timm_vit         a plain Vision Transformer with 16 x 16 patches under timm's names; left out: cls_token and its
                    position (unless --class-token), norm.*, head.*. The norms of the taps are in no such file: load the
                    result as pretrained backbone, and they start fresh.
+  resnet           a ResNet under torchvision's names, with either kind of block and one or three convolutions in the
+                   stem; left out: fc.*, counters
+  resnet_bgr       the same, trained on images in the order B, G, R (CSAIL's): its first convolution is turned to RGB
+  alignseg         the authors' AlignSeg, backbone and head; B, G, R as above; the norms' |gamma| + 1e-5 becomes gamma.
+                   It needs model.head.sampler=legacy.
+  mobilenet_v2     MobileNetV2 1.0 with folded norms under torchvision's names; left out: features.18, classifier
 
 An .npz file in which some names start with weight/ gives only these.
 Names in the output start with backbone. and head., values are float32. For a Vision Transformer the metadata keep

@@ -1,17 +1,19 @@
 """From the `data` section of a config to classes, training batches and evaluation samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from src.config import DataConfig, lookup
 from src.config_options import check_options
 from src.data.bad_samples import BadSamples
-from src.data.classes import Classes
+from src.data.classes import Classes, read_classes
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
+from src.data.folds import coco_20i, pascal_5i
 from src.data.holdout import select_part, split_part
 from src.data.loader import SampleStream, create_batches
+from src.data.published import ade20k, cityscapes, coco_stuff_10k, loveda, pascal_context
 from src.data.reading import Item, Sample, item_size, read_item
 from src.data.transforms import (
     MEAN_PIXEL,
@@ -23,21 +25,33 @@ from src.data.transforms import (
     random_flip,
     random_resize,
 )
+from src.data.voc import voc_2012, voc_scribble
 
-DATASETS = {  # name: (root, split, **options) -> items; root -> classes
+# name: (root, split, **options) -> items; root -> classes, or the name of a file in tables/
+DATASETS: dict[str, tuple[Callable, Callable | str]] = {
+    "ade20k": (ade20k, "ade20k"),
     "camvid": (camvid, camvid_classes),
+    "cityscapes": (cityscapes, "cityscapes"),
+    "coco_20i": (coco_20i, "coco_20i"),
+    "coco_stuff_10k": (coco_stuff_10k, "coco_stuff_10k"),
     "folder": (folder, folder_classes),
+    "loveda": (loveda, "loveda"),
+    "pascal_5i": (pascal_5i, "voc_2012"),
+    "pascal_context_59": (pascal_context, "pascal_context_59"),
+    "pascal_context_60": (pascal_context, "pascal_context_60"),
     "toy_scenes": (toy_scenes, toy_scenes_classes),
+    "voc_2012": (voc_2012, "voc_2012"),
+    "voc_scribble": (voc_scribble, "voc_2012"),
 }
 
 
 def load_classes(data: DataConfig) -> Classes:
     """The classes of the configured data set."""
     _, classes = lookup(DATASETS, data.dataset, "data set")
-    return classes(data.root)
+    return read_classes(classes) if isinstance(classes, str) else classes(data.root)
 
 
-def load_items(data: DataConfig, split: str) -> list[Item]:
+def load_items(data: DataConfig, split: str) -> Sequence[Item]:
     """The items of one split, or of a part of it (see holdout.py).
 
     Raises ValueError for options that the data set does not take.
@@ -99,7 +113,7 @@ def create_train_batches(
 class EvalSamples:
     """(name, sample) of whole images without augmentation, read when asked for."""
 
-    def __init__(self, items: list[Item], table: dict[int, int]) -> None:
+    def __init__(self, items: Sequence[Item], table: dict[int, int]) -> None:
         self.items = items
         self.table = table
 

@@ -5,10 +5,13 @@ K is the number of classes; ids are 0 .. K-1, and IGNORE marks pixels without a 
 
 import colorsys
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from src.constants import IGNORE
 
 MAX_CLASSES = 255  # ids 0..254 fit a uint8 label beside IGNORE
+TABLES = Path(__file__).parent / "tables"
 
 Colour = tuple[int, int, int]
 
@@ -32,6 +35,28 @@ class Classes:
 def identity_table(num_classes: int) -> dict[int, int]:
     """Label files that hold class ids already, and IGNORE where there is no label."""
     return {**{value: value for value in range(num_classes)}, IGNORE: IGNORE}
+
+
+@cache
+def read_classes(name: str) -> Classes:
+    """The published classes of a data set, from tables/<name>.txt.
+
+    A line is `value red green blue name`, or `value ignore` and what it stands for; `value` is what label files hold.
+    The class ids count the lines with a name, from 0. `#` starts a comment.
+    """
+    names, palette, table = [], [], {}
+    for line in (TABLES / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        value, *fields = line.split(maxsplit=4)
+        if fields[0] == "ignore":
+            table[int(value)] = IGNORE
+        else:
+            red, green, blue, title = fields
+            table[int(value)] = len(names)
+            names.append(title)
+            palette.append((int(red), int(green), int(blue)))
+    return Classes(tuple(names), tuple(palette), table)
 
 
 def generate_palette(num_classes: int) -> tuple[Colour, ...]:

@@ -1,17 +1,19 @@
-"""The data sets that come with the project: one function each, (root, split, **options) -> items, and their classes.
+"""The data sets that need no download: one function each, (root, split, **options) -> items, and their classes.
 
-Users' own data are in folder.py.
+Users' own data are in folder.py, published data sets in published.py, voc.py and folds.py.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.classes import CAMVID, Classes, identity_table
-from src.data.folder import require_folder
+from src.data.listing import check_count, pair_names, read_names, require_folder
 from src.data.reading import FileItem, SceneItem
 from src.data.toy_scenes import SMALLEST_SIDE, TOY_CLASSES, TOY_PALETTE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CAMVID_COUNTS = {"train": 367, "val": 101, "test": 233}  # SegNet split
 FIRST_VAL_SCENE = 1_000_000  # validation scenes start here, so no training count below it can reach them
 
 
@@ -24,30 +26,17 @@ def camvid_root(root: str | None) -> Path:
     return require_folder(Path(data) / "camvid_480x360", remedy)
 
 
-def camvid(root: str | None, split: str) -> list[FileItem]:
-    """CamVid 480 x 360 in the SegNet split, in the order of <split>.txt.
+def camvid(root: str | None, split: str, *, complete: bool = True) -> Sequence[FileItem]:
+    """CamVid 480 x 360 in the SegNet split, in the order of <split>.txt; lists of other names may be of any length.
 
-    Raises FileNotFoundError for a missing folder, list or pair, ValueError for an empty split.
+    Raises FileNotFoundError for a missing folder, list or pair, ValueError for an empty split and, unless complete is
+    False, for another number of images than published.
     """
     base = camvid_root(root)
     listing = base / f"{split}.txt"
-    if not listing.is_file():
-        known = ", ".join(sorted(path.stem for path in base.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"{listing} does not exist; splits of {base}: {known}")
-    names = listing.read_text(encoding="utf-8").split()
-    if not names:
-        raise ValueError(f"split {split!r} is empty: {listing} names no image; write one name a line")
-    items = [
-        FileItem(name, base / "images" / split / f"{name}.jpg", base / "labels" / split / f"{name}.png")
-        for name in names
-    ]
-    missing = [str(path) for item in items for path in (item.image, item.label) if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} files that {listing} names do not exist: {', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}; copy the data set again"
-        )
-    return items
+    images, labels = (base / "images" / split, ".jpg"), (base / "labels" / split, ".png")
+    items = pair_names(read_names(listing, split), images, labels, listing)
+    return check_count(items, CAMVID_COUNTS.get(split, len(items)), "camvid", split, complete)
 
 
 def camvid_classes(root: str | None) -> Classes:

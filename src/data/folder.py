@@ -1,43 +1,32 @@
 """Users' own data: images/<split> and labels/<split> paired by name, and classes.yaml beside them."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
 
 from src.constants import IGNORE
 from src.data.classes import MAX_CLASSES, Classes, Colour, generate_palette, identity_table
+from src.data.index import pair_folders
+from src.data.listing import require_folder
 from src.data.reading import FileItem
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LAYOUT = "a data set is ROOT/images/<split>, ROOT/labels/<split> and ROOT/classes.yaml"
 IGNORE_NAME = "ignore"
 MAX_VALUE = 65535  # the largest value of a 16-bit mask
 
 
-def folder(root: str | None, split: str) -> list[FileItem]:
+def folder(root: str | None, split: str) -> Sequence[FileItem]:
     """The pairs of one split, sorted by name; nested folders are searched.
 
     Raises FileNotFoundError for missing folders, ValueError for an empty split, for two files of one name and for
     images or labels without a partner.
     """
     base = folder_root(root)
-    images = _files_by_name(base / "images" / split)
-    labels = _files_by_name(base / "labels" / split)
-    if not images and not labels:
-        raise ValueError(
-            f"split {split!r} of {base} is empty: no file with suffix {', '.join(SUFFIXES)} in images/{split} "
-            f"or labels/{split}; put images and labels there or choose another split"
-        )
-    alone, orphans = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
-    if alone or orphans:
-        raise ValueError(
-            f"split {split!r} of {base} is not paired: {_count(alone, 'image')} without a label, "
-            f"{_count(orphans, 'label')} without an image; images/{split}/NAME.jpg needs labels/{split}/NAME.png. "
-            f"Add or remove files until both folders hold the same names"
-        )
-    return [FileItem(name, images[name], labels[name]) for name in sorted(images)]
+    images, labels = (base / kind / split for kind in ("images", "labels"))
+    for path in (images, labels):
+        _require_split(path)
+    return pair_folders(images, labels, split)
 
 
 def folder_root(root: str | None) -> Path:
@@ -47,36 +36,13 @@ def folder_root(root: str | None) -> Path:
     return require_folder(Path(root), f"set data.root to your data; {LAYOUT}")
 
 
-def require_folder(path: Path, remedy: str) -> Path:
-    """Returns the path of an existing folder; raises FileNotFoundError with the remedy otherwise."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"data folder {path.absolute()} does not exist; {remedy}")
-    return path
-
-
-def _files_by_name(path: Path) -> dict[str, Path]:
-    """Image files below path: name relative to path, without suffix -> file. Linked folders are followed."""
+def _require_split(path: Path) -> None:
     if not path.is_dir():
         beside = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
         raise FileNotFoundError(
             f"data folder {path.absolute()} does not exist; {LAYOUT}; "
             f"splits there: {', '.join(beside) or 'none'}. Set data.train_split and data.val_split accordingly"
         )
-    files: dict[str, Path] = {}
-    for place, _, names in os.walk(path, followlinks=True):
-        for file in (Path(place) / name for name in sorted(names) if not name.startswith(".")):
-            if file.suffix.lower() not in SUFFIXES:
-                continue
-            name = file.relative_to(path).with_suffix("").as_posix()
-            if name in files:
-                raise ValueError(f"{files[name]} and {file} have one name, so they cannot be paired; remove one")
-            files[name] = file
-    return files
-
-
-def _count(names: list[str], what: str) -> str:
-    examples = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
-    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}{examples}"
 
 
 def folder_classes(root: str | None) -> Classes:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
+from src.data.index import FilePairs
+
 T = TypeVar("T")
 SHARE = 10  # one item in ten is held out
 BLOCKS = 4
@@ -30,18 +32,19 @@ def split_part(split: str) -> tuple[str, str | None]:
     return match["split"], match["part"]
 
 
-def select_part(items: Sequence[T], part: str | None) -> list[T]:
+def select_part(items: Sequence[T], part: str | None) -> Sequence[T]:
     """The items of a part in their order, all for None.
 
     Held out are BLOCKS runs of neighbours, evenly spread over the list: frames of a video resemble their neighbours, so
     single frames would be known from training. Raises ValueError for fewer than SHARE * BLOCKS items.
     """
     if part is None:
-        return list(items)
+        return items
     if len(items) < SHARE * BLOCKS:
         raise ValueError(f"{len(items)} items are too few to hold out a tenth; needed: {SHARE * BLOCKS}")
     held = held_positions(len(items))
-    return [item for position, item in enumerate(items) if (position in held) == (part == HELD)]
+    positions = [position for position in range(len(items)) if (position in held) == (part == HELD)]
+    return items.take(positions) if isinstance(items, FilePairs) else [items[position] for position in positions]
 
 
 def held_positions(count: int) -> set[int]:

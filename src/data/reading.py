@@ -20,11 +20,17 @@ PILLOW_ERRORS = (OSError, SyntaxError, Image.DecompressionBombError)  # a broken
 
 @dataclass(frozen=True)
 class FileItem:
-    """An image with its label file; name is the path below the split's folder without suffix."""
+    """An image with its label file; name is the path below the split's folder without suffix.
+
+    table: value in the label file -> class id, in place of the data set's where a split has its own; category: the
+    class id that a task with one class at a time asks for.
+    """
 
     name: str
     image: Path
     label: Path
+    table: dict[int, int] | None = None
+    category: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ def item_size(item: Item) -> tuple[int, int]:
 def read_item(item: Item, table: dict[int, int]) -> Sample:
     """Reads one item: image (H, W, 3) uint8 RGB, label (H, W) uint8 class ids, valid (H, W) uint8 ones.
 
+    table: of the data set; an item's own goes before it.
     Raises ValueError for damaged files, other kinds of masks, values outside the table, and sizes that differ.
     """
     if isinstance(item, SceneItem):
@@ -144,6 +151,7 @@ def read_item(item: Item, table: dict[int, int]) -> Sample:
         source: Path | str = item.name
     else:
         image, values, source = read_image(item.image), read_mask(item.label), item.label
+        table = table if item.table is None else item.table
         if image.shape[:2] != values.shape:
             raise ValueError(
                 f"image {item.image} is {image.shape[0]} x {image.shape[1]} (height x width), but its label "

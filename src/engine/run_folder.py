@@ -10,7 +10,7 @@ CONFIG = "config.yaml"
 FREE = (
     "output_dir", "eval.", "device.", "data.workers", "train.log_every", "train.evaluate_every",
     "train.checkpoint_every", "train.keep_checkpoints", "train.max_bad_steps", "data.on_bad_sample",
-    "data.max_bad_samples",
+    "data.max_bad_samples", "data.check_samples",
 )  # fmt: skip
 
 

@@ -201,11 +201,11 @@ def assign(cell: nn.Cell, tensors: dict, origin, *, prefix: str = "", optional: 
 
 def class_hint(tensors: dict, wanted: dict) -> str:
     """For an error message: says so when file and network differ in their number of classes."""
-    name = "head.classifier.weight"
-    if name in tensors and name in wanted and tensors[name].shape[0] != wanted[name].shape[0]:
-        return (
-            f" (the file was trained for {tensors[name].shape[0]} classes, the data set of the config has "
-            f"{wanted[name].shape[0]}; use the config that the checkpoint was trained with, or train on from it for "
-            "other classes: model.pretrained=FILE model.reset_classifier=true)"
-        )
+    for name in (name for name in wanted if name.startswith("head.") and name.endswith("classifier.weight")):
+        if name in tensors and tensors[name].shape[0] != wanted[name].shape[0]:
+            return (
+                f" (the file was trained for {tensors[name].shape[0]} classes, the data set of the config has "
+                f"{wanted[name].shape[0]}; use the config that the checkpoint was trained with, or train on from it "
+                "for other classes: model.pretrained=FILE model.reset_classifier=true)"
+            )
     return ""

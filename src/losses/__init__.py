@@ -12,6 +12,7 @@ from mindspore import nn
 
 from src.config import lookup
 from src.config_options import construct
+from src.losses.alignseg import AlignSegLoss
 from src.losses.class_mask import ClassMaskLoss
 from src.losses.class_tokens import ClassTokenLoss
 from src.losses.counts import batch_counts
@@ -19,7 +20,12 @@ from src.losses.cross_entropy import CrossEntropyLoss
 
 __all__ = ["LOSSES", "batch_counts", "check_outputs", "create_loss"]
 
-LOSSES = {"cross_entropy": CrossEntropyLoss, "class_mask": ClassMaskLoss, "class_tokens": ClassTokenLoss}
+LOSSES = {
+    "cross_entropy": CrossEntropyLoss,
+    "class_mask": ClassMaskLoss,
+    "class_tokens": ClassTokenLoss,
+    "alignseg": AlignSegLoss,
+}
 
 
 def create_loss(loss: dict[str, Any], num_classes: int) -> nn.Cell:

@@ -41,12 +41,13 @@ class MeanCrossEntropy(nn.Cell):
 
     Args:
         average: over the `valid` pixels, or over `all` pixels, the ignored ones counting as 0.
+        align_corners: how logits are resized, see `resize_bilinear`.
     """
 
-    def __init__(self, average: str) -> None:
+    def __init__(self, average: str, align_corners: bool = False) -> None:
         super().__init__()
         check_choice("ce_avg", average, CE_AVERAGES)
-        self.average = average
+        self.average, self.align_corners = average, align_corners
         self.log_softmax = LogSoftmax()
 
     def construct(self, logits, label, counts):
@@ -54,16 +55,31 @@ class MeanCrossEntropy(nn.Cell):
 
         counts (3,): valid pixels, pairs and images of the global batch.
         """
+        return self.mean(self.log_shares(logits, label), label, counts)
+
+    def log_shares(self, logits, label):
+        """Logarithms of the classes' shares (B, K, H W) at the pixels of the label (B, H, W)."""
         b, height, width = label.shape
-        logits = resize_bilinear(logits.astype(ms.float32), (height, width))
-        log_shares = self.log_softmax(logits.reshape(b, -1, height * width))
-        label = label.reshape(b, 1, height * width)
-        valid = label != IGNORE
-        picked = ops.gather_elements(log_shares, 1, label * valid.astype(ms.int32))
+        logits = resize_bilinear(logits.astype(ms.float32), (height, width), self.align_corners)
+        return self.log_softmax(logits.reshape(b, -1, height * width))
+
+    def mean(self, log_shares, label, counts):
+        """Scalar: the share of the mean, from what `log_shares` returns."""
+        picked, valid = pick_true(log_shares, label)
         # A product, because reductions run on one thread on CPU.
-        total = -ops.matmul(picked, valid.astype(ms.float32).reshape(b, height * width, 1)).sum()
-        pixels = counts[0] if self.average == "valid" else counts[2] * (height * width)
+        total = -ops.matmul(picked, valid.reshape(picked.shape[0], -1, 1)).sum()
+        pixels = counts[0] if self.average == "valid" else counts[2] * (label.shape[1] * label.shape[2])
         return total / ops.maximum(pixels, 1.0)
+
+
+def pick_true(log_shares, label):
+    """Entries (B, 1, N) of log_shares (B, K, N) at the label (B, H, W), N = H W; and (B, 1, N) float32, 1 where valid.
+
+    The entry of an ignored pixel is that of class 0.
+    """
+    label = label.reshape(log_shares.shape[0], 1, -1)
+    valid = label != IGNORE
+    return ops.gather_elements(log_shares, 1, label * valid.astype(ms.int32)), valid.astype(ms.float32)
 
 
 class LogSoftmax(nn.Cell):

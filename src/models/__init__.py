@@ -2,8 +2,11 @@
 
 from src.config import ModelConfig, lookup
 from src.config_options import construct
+from src.models.backbones.mobilenet_v2 import MobileNetV2, mobilenet_v2
+from src.models.backbones.resnet import ResNet, resnet_18, resnet_50, resnet_101
 from src.models.backbones.swin import SwinTransformer, swin_base, swin_large, swin_small, swin_tiny
 from src.models.backbones.vit import VisionTransformer, vit_base, vit_large, vit_small, vit_tiny
+from src.models.heads.alignseg import AlignSegHead
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.fcn import FCNHead
 from src.models.heads.segvit import SegViTHead
@@ -20,9 +23,15 @@ BACKBONES = {
     "swin_small": swin_small,
     "swin_base": swin_base,
     "swin_large": swin_large,
+    "resnet": ResNet,
+    "resnet_18": resnet_18,
+    "resnet_50": resnet_50,
+    "resnet_101": resnet_101,
+    "mobilenet": MobileNetV2,
+    "mobilenet_v2": mobilenet_v2,
 }
 
-HEADS = {"ecenet": ECENetHead, "fcn": FCNHead, "segvit": SegViTHead}
+HEADS = {"ecenet": ECENetHead, "fcn": FCNHead, "segvit": SegViTHead, "alignseg": AlignSegHead}
 
 
 def create_model(model: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> Segmentor:

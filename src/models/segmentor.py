@@ -15,7 +15,7 @@ class Segmentor(nn.Cell):
 
     Args:
         backbone: features of a normalised image; has `channels`, `grids`, `noise_rates`.
-        head: outputs of the features; has `noise_rates`.
+        head: outputs of the features; has `noise_rates`, and may have `align_corners`.
         mean, std: per RGB channel, in units of uint8.
     """
 
@@ -24,6 +24,7 @@ class Segmentor(nn.Cell):
         self.backbone, self.head = backbone, head
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.backbone_columns = len(backbone.noise_rates)
+        self.align_corners = getattr(head, "align_corners", False)  # how the logits of this head are to be resized
         self.noise_rates = np.concatenate([backbone.noise_rates, head.noise_rates])
         if (self.noise_rates < 0).any() or (self.noise_rates >= 1).any():
             raise ValueError(
@@ -41,6 +42,8 @@ class Segmentor(nn.Cell):
         if noise is None:
             return self.head(self.backbone(image))
         split = self.backbone_columns
+        if split == 0:  # a slice of no columns is no tensor
+            return self.head(self.backbone(image), noise)
         return self.head(self.backbone(image, noise[:, :split]), noise[:, split:])
 
     def weight_metadata(self) -> dict[str, str]:

@@ -56,7 +56,7 @@ class ECENetHead(nn.Cell):
         init_linear: see `init_linear_layers`.
     """
 
-    outputs: tuple[str, ...] = ("logits", "masks", "finest_mask", "diverse")
+    outputs: tuple[str, ...] = ("logits", "masks", "finest_mask", "diverse", "embeddings")
 
     def __init__(
         self, in_channels: tuple[int, ...], grids: tuple[tuple[int, int], ...], num_classes: int, *,
@@ -128,7 +128,8 @@ class ECENetHead(nn.Cell):
         """S maps (B, C_s, H_s, W_s), noise (B, E) or None -> dict of
 
         logits (B, K, H_o, W_o); masks: raw logits of the levels S .. 2 that have one, and finest_mask: of level 1 (a
-        tuple of one or none), all (B, K, H_o, W_o), finest first; diverse: the S gated maps of Feature Reconstruction.
+        tuple of one or none), all (B, K, H_o, W_o), finest first; diverse: the S gated maps of Feature Reconstruction;
+        embeddings: the class embeddings (B, K, E), those of level S first, then after each round's update.
         """
         if self.preset == "pyr":
             features = self.neck(features)
@@ -139,7 +140,7 @@ class ECENetHead(nn.Cell):
                 x, gated = self.reconstruct[s](x)
                 diverse += (gated,)
             laterals += (self.laterals[s](x),)
-        enhanced, masks, embedding = self.refine(laterals)
+        enhanced, masks, embeddings = self.refine(laterals)
         fused = self.fuse(enhanced)
         if noise is not None:
             fused = fused * spread(noise.expand_dims(-1).expand_dims(-1), fused.shape)
@@ -148,16 +149,19 @@ class ECENetHead(nn.Cell):
         for mask in masks:
             resized += (resize_bilinear(mask, self.output_grid),)
         if self.mask_prior != "none":
-            logits = logits + self.prior(embedding, sum_maps(resized))
+            logits = logits + self.prior(embeddings[-1], sum_maps(resized))
         finest = 1 if self.first_round == 0 and self.levels > 1 else 0
-        return {"logits": logits, "masks": resized[finest:], "finest_mask": resized[:finest], "diverse": diverse}
+        return {
+            "logits": logits, "masks": resized[finest:], "finest_mask": resized[:finest], "diverse": diverse,
+            "embeddings": embeddings,
+        }  # fmt: skip
 
     def refine(self, laterals):
-        """Lateral maps -> enhanced maps (finest first), masks (finest first), last class embeddings (B, K, E)."""
+        """Lateral maps -> enhanced maps (finest first), masks (finest first), class embeddings (B, K, E) as refined."""
         x = laterals[-1]
         mask = self.class_mask(x)
         embedding = self.embeddings[-1](mask, x)
-        enhanced, masks = (x,), (mask,)
+        enhanced, masks, embeddings = (x,), (mask,), (embedding,)
         for s in range(self.levels - 2, -1, -1):
             x = laterals[s]
             i = s - self.first_round
@@ -166,8 +170,9 @@ class ECENetHead(nn.Cell):
                 masks = (mask, *masks)
                 if self.updater != "none":
                     embedding = self.update(i, embedding, self.embeddings[i](mask, laterals[s]))
+                    embeddings += (embedding,)
             enhanced = (x, *enhanced)
-        return enhanced, masks, embedding
+        return enhanced, masks, embeddings
 
     def update(self, i, old, new):
         """Class embeddings after round i."""

@@ -1,0 +1,53 @@
+"""Gradients of AlignSeg with its loss: which parameters they reach at the start and later, and that they are slopes."""
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.engine.train_step import draw_noise
+from tests.running import draw
+from tests.test_gradients import SIZE, Case, Gradients, largest, slope
+from tests.tiny import tiny_network, tiny_step
+
+CANCELLED = ("head.main.conv.bias", "head.auxiliary.conv.bias")  # a batch norm follows
+OFFSET_HEADS = 2 * 4 + 1
+
+
+@pytest.fixture(scope="module")
+def case():
+    network = tiny_network("resnet", "alignseg", norm="batch", size=SIZE)
+    graph = Gradients(tiny_step(network, "alignseg"), train=True)
+    return Case(network, graph, draw_noise(network.noise_rates, 0, 0, 2)[0])
+
+
+def test_at_the_start_only_the_last_convolution_of_offsets_learns(case):
+    sizes = largest(case.differentiate()[1])
+    early = [name for name in sizes if ".reduce." in name or (".norm." in name and ".offset" in name)]
+    last = [name for name in sizes if name.endswith(".offset.weight")]
+    assert (len(early), len(last)) == (3 * OFFSET_HEADS, OFFSET_HEADS)
+    assert {name: sizes[name] for name in early if sizes[name] > 0.0} == {}
+    assert {name: sizes[name] for name in last if sizes[name] < 1e-7} == {}
+
+
+def test_later_gradients_reach_every_parameter_and_are_slopes(case):
+    for parameter in case.network.get_parameters():
+        if parameter.name.endswith(".offset.weight"):
+            parameter.set_data(Tensor(0.05 * draw(*parameter.shape)))
+    total, gradients = case.differentiate()
+    assert np.isfinite(total)
+    sizes = largest(gradients)
+    assert {name: sizes[name] for name in CANCELLED if sizes[name] > 1e-6} == {}
+    assert {name: size for name, size in sizes.items() if name not in CANCELLED and size < 1e-7} == {}
+    lengths = {name: float(np.linalg.norm(value.astype(np.float64))) for name, value in gradients.items()}
+    checked = [p for p in case.network.trainable_params() if lengths[p.name] > 1e-2 and not p.name.endswith("bias")]
+    checked = checked[:: max(len(checked) // 12, 1)]
+    assert {p.name.split(".")[0] for p in checked} == {"backbone", "head"}
+    wrong = {}
+    for parameter in checked:
+        length = lengths[parameter.name]
+        # ReLUs, maxima and the pixel grid bend the loss: short steps, as far as rounding allows.
+        reaches = (1e-4, 2e-4, 4e-4) if length > 1.0 else (5e-4, 1e-3, 2e-3)
+        found = slope(case, parameter, gradients[parameter.name] / length, reaches)
+        if abs(found - length) > 4e-2 * length:
+            wrong[parameter.name] = found, length
+    assert wrong == {}
