@@ -67,11 +67,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     """Checks everything that can be checked before the first step, then trains."""
     distributed.set_seed(config.seed)
     classes = load_classes(config.data)
-    network = create_model(config.model, len(classes), config.data.crop_size)
-    synchronise_norms(network, world_size)
-    half = choose_precision(config, network)
-    if config.train.batch_size * world_size == 1 and has_batch_norm(network):
-        get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")
+    network, half = create_network(config, len(classes), world_size)
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
     samples = create_eval_samples(config.data, rank, world_size)
@@ -114,6 +110,15 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
         if bad and bad.names:
             listed = ", ".join(bad.names)
             get_console().print(f"{len(bad.names)} training samples left out: {listed} ({run / BAD_SAMPLES})")
+
+
+def create_network(config: Config, num_classes: int, world_size: int):
+    """The network with fresh weights, its norms over all devices; and the type of its products, None for float32."""
+    network = create_model(config.model, num_classes, config.data.crop_size)
+    synchronise_norms(network, world_size)
+    if config.train.batch_size * world_size == 1 and has_batch_norm(network):
+        get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")
+    return network, choose_precision(config, network)
 
 
 def choose_precision(config: Config, network):
