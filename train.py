@@ -5,6 +5,7 @@ SIGINT (Ctrl-C) end it after the present step, saved, with exit code 85; the sam
 """
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from src.engine.graph_cache import graph_cache, require_folder
 from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_label, require_fit
 from src.engine.optimizer import create_optimizer, learning_rates
+from src.engine.preflight import tell_plan
 from src.engine.run_folder import open_run
+from src.engine.run_logs import BAD_SAMPLES, known_bad_samples
 from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import TrainStep
-from src.engine.trainer import BAD_SAMPLES, EVALUATION_DUE, Loop, Parts, fit, known_bad_samples
+from src.engine.trainer import EVALUATION_DUE, Loop, Parts, fit
 from src.log import get_console, silence_other_ranks
 from src.losses import check_outputs, create_loss
 from src.losses.counts import batch_counts
@@ -91,11 +94,14 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     bad = None
     if config.data.on_bad_sample == "skip":
         bad = BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
+    schedule = rates(config)
+    if rank == 0:
+        tell_plan(loop, config.optimizer, schedule, len(items), network, optimizer)
+    validate, evaluation_seconds = create_validation(config, network, classes, samples, rank, world_size, stop)
     parts = Parts(
-        network, step_cell, rates(config), create_batches(config, loop, len(classes), items, bad), count,
-        create_validation(config, network, classes, samples, rank, world_size, stop),
+        network, step_cell, schedule, create_batches(config, loop, len(classes), items, bad), count, validate,
         graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size)),
-        stop, items, bad,
+        stop, items, bad, evaluation_seconds,
     )  # fmt: skip
     try:
         return fit(loop, parts, state)
@@ -176,22 +182,34 @@ def count(group: list[dict]) -> np.ndarray:
 def create_validation(config: Config, network, classes, samples, rank: int, world_size: int, stop: StopSignals):
     """A function that evaluates the network's present weights as eval.py would, and returns the summary.
 
-    It gives up, and returns None, where a signal asks any rank to stop.
+    It gives up, and returns None, where a signal asks any rank to stop. Also returns its seconds, estimated from the
+    first image.
     """
     make = NetworkLogits(
         partial(create_model, config.model, len(classes)), partial(weights.copy_weights, network)
     )
     predict = partial(predict_label, settings=config.eval, make=make, num_classes=len(classes))
     all_reduce = distributed.sum_counts if world_size > 1 else None
-    if len(samples):  # settings that do not fit the images are refused now, not after hours
-        evaluate(predict, [samples[0]], classes, config.eval.boundary_radius, progress=False)
+    radius, seconds = config.eval.boundary_radius, 0.0
+    if len(samples):
+        seconds = len(samples) * try_out(predict, samples[0], classes, radius)
 
     def validate() -> dict | None:
         make.refresh()
-        radius = config.eval.boundary_radius
         return evaluate(predict, samples, classes, radius, rank == 0, all_reduce, stop.asked)
 
-    return validate
+    return validate, seconds
+
+
+def try_out(predict, sample, classes, radius: float) -> float:
+    """Evaluates an image, so that settings that do not fit are refused now, not after hours; seconds of a second time.
+
+    The first time compiles.
+    """
+    evaluate(predict, [sample], classes, radius, progress=False)
+    began = time.perf_counter()
+    evaluate(predict, [sample], classes, radius, progress=False)
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":
