@@ -206,7 +206,9 @@ def test_a_stopped_run_ends_as_one_that_was_not(runs):
 def start(config: Path, output: Path, *overrides: str) -> subprocess.Popen:
     command = [
         sys.executable, "train.py", "--config", config, *SMALL, f"output_dir={output}", "train.steps=100000",
-        "train.evaluate_every=100000", "train.checkpoint_every=100000", *overrides,
+        "train.evaluate_every=100000", "train.checkpoint_every=100000",
+        "data.workers=2",  # with which MindSpore takes SIGTERM for itself
+        *overrides,
     ]  # fmt: skip
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
