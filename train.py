@@ -91,9 +91,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
         clip_norm=config.optimizer.clip_norm, accumulate=config.train.accumulate, world_size=world_size,
     )  # fmt: skip
     items = load_items(config.data, config.data.train_split)
-    bad = None
-    if config.data.on_bad_sample == "skip":
-        bad = BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
+    bad = create_bad_samples(config, run, items, classes)
     schedule = rates(config)
     if rank == 0:
         tell_plan(loop, config.optimizer, schedule, len(items), network, optimizer)
@@ -121,6 +119,13 @@ def create_loop(config: Config, run: Path, first_step: int, classes, rank: int, 
         max_bad_steps=settings.max_bad_steps, seed=config.seed, rank=rank, world_size=world_size,
         classes={"names": classes.names, "palette": classes.palette},
     )  # fmt: skip
+
+
+def create_bad_samples(config: Config, run: Path, items, classes) -> BadSamples | None:
+    """What notes the samples that cannot be read, those of earlier starts included; None where they are errors."""
+    if config.data.on_bad_sample != "skip":
+        return None
+    return BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
 
 
 def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: BadSamples | None):
