@@ -27,6 +27,7 @@ class Logs:
         self.metrics = MetricsLog(run / METRICS)
         self.metrics.truncate_after(first_step, evaluated)
         records = read_metrics(run / METRICS) if (run / METRICS).is_file() else []
+        records = [record for record in records if record.get("kind") in TABLES]  # not others' own lines
         self.tables = {
             kind: CsvTable(run / name, [self._row(record) for record in records if record["kind"] == kind])
             for kind, name in TABLES.items()
