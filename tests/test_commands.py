@@ -83,7 +83,7 @@ def test_the_training_tells_of_itself(run):
     text = " ".join(run.told.replace("│", " ").split())
     files = sum(file.stat().st_size for file in run.checkpoint.iterdir())
     for words in (
-        "steps 60: 30.0 epochs of 8 images", "images a step 4 = 4 a batch", "adamw, 0.003 at its highest",
+        "steps 60: 30.0 epochs of 8 images", "images a step 4 learning rate", "adamw, 0.003 at its highest",
         "checkpoints up to 1 of", "fresh weights",
     ):  # fmt: skip
         assert words in text

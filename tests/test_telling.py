@@ -57,7 +57,7 @@ def test_the_plan(tmp_path, parts, capsys):
         assert words in text
     text = told(make_loop(tmp_path, first_step=60, world_size=1, accumulate=1), parts, capsys)
     assert "steps 100, of which 60 are done: 8.0 epochs" in text
-    assert "images a step 4 = 4 a batch learning rate" in text
+    assert "images a step 4 learning rate" in text
 
 
 def test_checkpoints_at_a_time(tmp_path, parts):

@@ -58,8 +58,8 @@ def create_table(loop: Loop, settings: OptimizerConfig, peak: float, items: int,
     done = f", of which {loop.first_step} are done" if loop.first_step else ""
     table.add_row("steps", f"{loop.steps}{done}: {loop.steps * images / items:.1f} epochs of {items} images")
     factors = ((loop.batch_size, "a batch"), (loop.accumulate, "accumulated"), (loop.world_size, "devices"))
-    product = " x ".join(f"{number} {name}" for number, name in factors if number > 1)
-    table.add_row("images a step", f"{images} = {product}" if images > 1 else "1")
+    named = [f"{number} {name}" for number, name in factors if number > 1]
+    table.add_row("images a step", f"{images} = {' x '.join(named)}" if len(named) > 1 else str(images))
     rate = f"{settings.name}, {peak:.3g} at its highest"
     table.add_row("learning rate", rate + (f", {settings.warmup_steps} steps of warm-up" * (settings.warmup_steps > 0)))
     table.add_row("parameters", f"{parameters:,} trained")
