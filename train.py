@@ -6,6 +6,7 @@ SIGINT (Ctrl-C) end it after the present step, saved, with exit code 85; the sam
 
 import math
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +25,12 @@ from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_label, require_fit
 from src.engine.optimizer import batch_factor, create_optimizer, learning_rates
 from src.engine.precision import half_type
+from src.engine.preflight import tell_plan
 from src.engine.run_folder import open_run
+from src.engine.run_logs import BAD_SAMPLES, known_bad_samples
 from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import TrainStep
-from src.engine.trainer import BAD_SAMPLES, EVALUATION_DUE, Loop, Parts, fit, known_bad_samples
+from src.engine.trainer import EVALUATION_DUE, Loop, Parts, fit
 from src.log import get_console, silence_other_ranks
 from src.losses import check_outputs, create_loss
 from src.losses.counts import batch_counts
@@ -95,14 +98,15 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
         clip_norm=config.optimizer.clip_norm, accumulate=config.train.accumulate, world_size=world_size,
         scaled=half == ms.float16,
     )  # fmt: skip
-    bad = None
-    if config.data.on_bad_sample == "skip":
-        bad = BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
+    bad = create_bad_samples(config, run, items, classes)
+    schedule = rates(config, world_size)
+    if rank == 0:
+        tell_plan(loop, config.optimizer, schedule, len(items), network, optimizer)
+    validate, evaluation_seconds = create_validation(config, step_cell, classes, samples, rank, world_size, stop)
     parts = Parts(
-        network, step_cell, rates(config, world_size), create_batches(config, loop, len(classes), items, bad), count,
-        create_validation(config, step_cell, classes, samples, rank, world_size, stop),
+        network, step_cell, schedule, create_batches(config, loop, len(classes), items, bad), count, validate,
         graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size, half)),
-        stop, items, bad,
+        stop, items, bad, evaluation_seconds,
     )  # fmt: skip
     try:
         return fit(loop, parts, state)
@@ -141,6 +145,13 @@ def create_loop(config: Config, run: Path, first_step: int, classes, rank: int, 
         max_bad_steps=settings.max_bad_steps, seed=config.seed, rank=rank, world_size=world_size,
         classes={"names": classes.names, "palette": classes.palette},
     )  # fmt: skip
+
+
+def create_bad_samples(config: Config, run: Path, items, classes) -> BadSamples | None:
+    """What notes the samples that cannot be read, those of earlier starts included; None where they are errors."""
+    if config.data.on_bad_sample != "skip":
+        return None
+    return BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
 
 
 def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: BadSamples | None):
@@ -211,7 +222,8 @@ def count(group: list[dict]) -> np.ndarray:
 def create_validation(config: Config, step_cell, classes, samples, rank: int, world_size: int, stop: StopSignals):
     """A function that evaluates the present weights, or their averages, as eval.py would, and returns the summary.
 
-    It gives up, and returns None, where a signal asks any rank to stop.
+    It gives up, and returns None, where a signal asks any rank to stop. Also returns its seconds, estimated from the
+    first image.
     """
     make = NetworkLogits(
         partial(create_model, config.model, len(classes)),
@@ -219,15 +231,26 @@ def create_validation(config: Config, step_cell, classes, samples, rank: int, wo
     )
     predict = partial(predict_label, settings=config.eval, make=make, num_classes=len(classes))
     all_reduce = distributed.sum_counts if world_size > 1 else None
-    if len(samples):  # settings that do not fit the images are refused now, not after hours
-        evaluate(predict, [samples[0]], classes, config.eval.boundary_radius, progress=False)
+    radius, seconds = config.eval.boundary_radius, 0.0
+    if len(samples):
+        seconds = len(samples) * try_out(predict, samples[0], classes, radius)
 
     def validate() -> dict | None:
         make.refresh()
-        radius = config.eval.boundary_radius
         return evaluate(predict, samples, classes, radius, rank == 0, all_reduce, stop.asked)
 
-    return validate
+    return validate, seconds
+
+
+def try_out(predict, sample, classes, radius: float) -> float:
+    """Evaluates an image, so that settings that do not fit are refused now, not after hours; seconds of a second time.
+
+    The first time compiles.
+    """
+    evaluate(predict, [sample], classes, radius, progress=False)
+    began = time.perf_counter()
+    evaluate(predict, [sample], classes, radius, progress=False)
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -213,7 +213,22 @@ def draw_growth(results: dict) -> Figure:
     return figure
 
 
-SECTIONS = {"side by side": side_by_side, "operators": operators, "start up": start_up, "growth": growth_table}
+def scaling(results: dict) -> str:
+    """Speeds by number of processes, efficiency of the most, and their share of time in all-reduce."""
+    counts = sorted({count for entry in results.values() for count in entry["processes"]}, key=int)
+    rows = [
+        [entry["title"], *[f"{entry['processes'][count]['images_per_s']:.3f}" for count in counts],
+         f"{entry['efficiency']:.2f}", f"{entry['all_reduce_share']:.0%}"]
+        for entry in results.values()
+    ]  # fmt: skip
+    speeds = [f"{count} process{'es' if count != '1' else ''}, images/s" for count in counts]
+    return table(["row", *speeds, "efficiency", "all-reduce"], rows) + "\n\n" + run_lines(results)
+
+
+SECTIONS = {
+    "side by side": side_by_side, "operators": operators, "start up": start_up, "growth": growth_table,
+    "scaling": scaling,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

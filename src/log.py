@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,8 +11,9 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.text import Text
 
 FIRST_LINE = 5.0  # seconds until a job is worth a line in a log
 LINE_EVERY = 10.0  # seconds between further lines
@@ -58,16 +59,18 @@ class Meter:
         return steps / seconds if steps > 0 and seconds > 0 else None
 
     def tail(self, finished: bool = False) -> str:
-        """Speed, remaining time (when finished: time taken) and the caller's text."""
+        """Speed and remaining time (when finished: time taken)."""
         speed = self.speed
         if finished:
             time = f"took {format_seconds(monotonic() - self.start)}"
         else:
             time = f"ETA {format_seconds((self.total - self.done) / speed) if speed else '-'}"
-        return "  ".join(part for part in (format_speed(speed), time, self.text) if part)
+        return "  ".join(part for part in (format_speed(speed), time) if part)
 
     def line(self, description: str, finished: bool = False) -> str:
-        return f"{description} {self.done}/{self.total}  {self.percent:.0f}%  {self.tail(finished)}"
+        """All there is to say, the caller's text last."""
+        parts = (f"{description} {self.done}/{self.total}", f"{self.percent:.0f}%", self.tail(finished), self.text)
+        return "  ".join(part for part in parts if part)
 
 
 def format_speed(speed: float | None) -> str:
@@ -89,8 +92,9 @@ def progress(
 ) -> Iterator[Callable[..., None]]:
     """Shows the progress of `total` steps; gives advance(count=1, text=None), text being shown until the next one.
 
-    On a terminal a live bar; elsewhere a plain line after 5 s, then at most every 10 s, and one at the end. Bars may be
-    nested on one console. completed: steps made before, as in a resumed run. disable: show nothing.
+    On a terminal a live bar with the text below it; elsewhere a plain line that ends with the text after 5 s, then at
+    most every 10 s, and one at the end. Bars may be nested on one console. completed: steps made before, as in a
+    resumed run. disable: show nothing.
     """
     console = console or get_console()
     meter = Meter(total, completed)
@@ -104,6 +108,20 @@ def progress(
             yield advance
 
 
+class _Bar(Progress):
+    """A bar with a text below it, which takes more lines where the terminal is narrow."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        self.text = ""
+        super().__init__(*columns, console=console)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the text where there is one."""
+        yield from super().get_renderables()
+        if self.text:
+            yield Text(f"  {self.text}")
+
+
 @contextmanager
 def _live_bar(meter: Meter, description: str, console: Console) -> Iterator[Callable[..., None]]:
     columns = (
@@ -111,11 +129,12 @@ def _live_bar(meter: Meter, description: str, console: Console) -> Iterator[Call
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.percentage:.0f}%  {task.fields[tail]}", markup=False),
     )
-    with Progress(*columns, console=console) as bar:
+    with _Bar(*columns, console=console) as bar:
         task = bar.add_task(description, total=meter.total, completed=meter.done, tail=meter.tail())
 
         def advance(count: int = 1, text: str | None = None) -> None:
             meter.advance(count, text)
+            bar.text = meter.text
             bar.update(task, completed=meter.done, tail=meter.tail())
 
         try:
@@ -212,14 +231,15 @@ def _from_line(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _to_line(record: dict[str, Any]) -> str:
-    return json.dumps(_plain(record), allow_nan=False) + "\n"
+    return json.dumps(plain(record), allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it: NumPy numbers and arrays as Python's, NaN and infinities as None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

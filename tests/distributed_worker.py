@@ -77,9 +77,9 @@ def note_first_evaluation() -> dict:
 
 def evaluate_at_once(create, found: dict, *arguments):
     """What `create` makes, after a first call of it; arguments[3] are the samples, as of train.create_validation."""
-    validate = create(*arguments)
+    validate, seconds = create(*arguments)
     found |= {"summary": validate(), "names": [name for name, _ in arguments[3]]}
-    return validate
+    return validate, seconds
 
 
 def provoke_disagreement(rank: int, world_size: int) -> str:

@@ -17,7 +17,7 @@ from src.engine import trainer  # noqa: E402
 from src.engine.stopping import Stopped  # noqa: E402
 
 SPOILT_STEP, SIGNAL_STEP = 0, 1  # counted from 0
-FIRST_OF_EVALUATION = 2  # prediction of a start; the one before tries the settings out
+FIRST_OF_EVALUATION = 3  # prediction of a start; the two before try the settings out
 
 
 class Trouble:

@@ -10,7 +10,7 @@ from src.data import create_train_batches, load_classes, load_items
 from src.data.bad_samples import BadSamples
 from src.data.loader import permutation
 from src.data.reading import FileItem, read_item
-from src.engine import trainer
+from src.engine.run_logs import BAD_SAMPLES, known_bad_samples
 from src.log import read_metrics
 from tests.tiny import write_config
 
@@ -160,10 +160,10 @@ def test_a_run_goes_on_without_them_and_says_so(data, tmp_path, capsys):
     for name, reason in BAD.items():
         assert text.count(f"left out: {name}: ") == 1 and reason in text
     assert "2 training samples left out: b, e (" in text
-    records = read_metrics(tmp_path / "tiny" / trainer.BAD_SAMPLES)
+    records = read_metrics(tmp_path / "tiny" / BAD_SAMPLES)
     assert sorted(record["name"] for record in records) == ["b", "e"]
     assert all(BAD[record["name"]] in record["reason"] for record in records)
-    assert trainer.known_bad_samples(tmp_path / "tiny") == [record["name"] for record in records]
+    assert known_bad_samples(tmp_path / "tiny") == [record["name"] for record in records]
 
 
 @pytest.mark.parametrize("kind", ["image", "label"])

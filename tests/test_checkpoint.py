@@ -11,10 +11,12 @@ import pytest
 import train
 from src import distributed
 from src.config import load_config
-from src.engine import checkpoint, trainer, weights
+from src.engine import checkpoint, event_file, trainer, weights
 from src.engine.checkpoint_files import FILES, MARKER
 from src.log import read_metrics
 from tests.checkpoint_writer import names
+from tests.event_files import shown
+from tests.test_run_logs import rows
 from tests.tiny import equal, weights_of, with_optimizer, write_config
 
 CLASSES = {"names": ["a", "b", "c", "d"], "palette": []}
@@ -192,9 +194,11 @@ def run_once(tmp_path_factory):
         if step == 3:
             shutil.copytree(folder, interrupted, symlinks=True)
             (interrupted / "metrics.jsonl").open("a").write('{"kind": "train", "step": 4, "loss": 1.0}\n{"kind": "tr')
+            (interrupted / "metrics.csv").open("a").write("4,0.5,1.0\n5,0.")
         return result
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(event_file, "wanted", lambda: True)
         patch.setattr(trainer, "save_checkpoint", save_and_copy)
         cells = []
         make = train.TrainStep
@@ -223,6 +227,23 @@ def test_resumed_run_equals_the_uninterrupted_one(run_once):
     ]  # fmt: skip
     losses = [r["loss"] for r in records if r["kind"] == "train"]
     assert len(set(losses)) == 6 and set(records[0]["terms"]) == {"ce", "mask", "dice", "diversity"}
+
+
+def test_all_logs_of_a_resumed_run_say_the_same(run_once):
+    _, whole, resumed, _ = run_once
+    tables = [rows(run / "metrics.csv") for run in (whole, resumed)]
+    for row in (row for table in tables for row in table):
+        assert float(row.pop("images_per_s")) > 0.0 and 0.0 < float(row.pop("waiting")) < 1.0
+    assert tables[0] == tables[1] and [row["step"] for row in tables[0]] == list("123456")
+    assert rows(whole / "metrics_eval.csv") == rows(resumed / "metrics_eval.csv")
+    for run in (whole, resumed):
+        records, points = read_metrics(run / "metrics.jsonl"), shown(run / "tensorboard")
+        for kind, key in (("train", "loss"), ("eval", "miou"), ("train", "waiting")):
+            expected = [(r["step"], pytest.approx(r[key], rel=1e-6)) for r in records if r["kind"] == kind]
+            assert points[f"{kind}/{key}"] == expected
+        assert [step for step, _ in points["train/terms.dice"]] == [1, 2, 3, 4, 5, 6]
+        assert [step for step, _ in points["eval/iou.sky"]] == [3, 6]
+    assert len(list((resumed / "tensorboard").iterdir())) == 2
 
 
 def test_the_step_is_compiled_once(run_once):

@@ -1,6 +1,7 @@
 """The command lines on a tiny trained run: every way of evaluating it gives the same numbers."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class Run:
     labels: Path  # exported models
     logits: Path
     root: Path
+    told: str  # by the training
 
     @property
     def checkpoint(self) -> Path:
@@ -68,13 +70,37 @@ def run(tmp_path_factory) -> Run:
     config = root / "tiny.yaml"
     config.write_text(CONFIG.format(root=root))
     models = root / "models"
-    made = Run(config, root / "runs" / "tiny", models / "labels.mindir", models / "logits.mindir", root)
-    succeed("train.py", "--config", config)
+    told = succeed("train.py", "--config", config)
+    made = Run(config, root / "runs" / "tiny", models / "labels.mindir", models / "logits.mindir", root, told)
     for kind, file in (("labels", made.labels), ("logits", made.logits)):
         source = made.checkpoint if kind == "labels" else made.folder  # a run's folder means its best
         text = succeed("export.py", "--config", config, "--checkpoint", source, "--output", file, "--kind", kind)
         assert f"{file}: kind {kind}, network size (64, 96); 0.0000% of pixels differ from the network" in text
     return made
+
+
+def test_the_training_tells_of_itself(run):
+    text = " ".join(run.told.replace("│", " ").split())
+    files = sum(file.stat().st_size for file in run.checkpoint.iterdir())
+    for words in (
+        "steps 60: 30.0 epochs of 8 images", "images a step 4 learning rate", "adamw, 0.003 at its highest",
+        "checkpoints up to 1 of", "fresh weights",
+    ):  # fmt: skip
+        assert words in text
+    needed = re.search(r"disk ([\d.]+) MiB more needed, [\d.]+ \w+ free", text)
+    assert files <= float(needed[1]) * 2**20 + 2**19 and "at its highest" in text[: text.index("the first step")]
+    # after the first step, which compiles, and three more
+    forecast = re.search(
+        r"about (\d+):(\d\d) to go: 56 steps of ([\d.e-]+) s and 1 evaluation of ([\d.e-]+) s; "
+        r"at most so far: memory (\d+ MiB|[\d.]+ GiB)", text
+    )  # fmt: skip
+    minutes, seconds, step, evaluation = map(float, forecast.groups()[:4])
+    assert 60 * minutes + seconds == pytest.approx(56 * step + evaluation, abs=0.6)
+    assert re.search(
+        r"train 60/60 100% [\d.]+ it/s took \d+:\d\d loss [\d.]+ "
+        r"\(ce [\d.]+ mask [\d.]+ dice [\d.]+ diversity [\d.]+\) "
+        r"lr 5.0e-05 [\d.]+ images/s waiting for data [\d.]+% memory (\d+ MiB|[\d.]+ GiB)", text
+    )  # fmt: skip
 
 
 def scores(summary: dict) -> dict:

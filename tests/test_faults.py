@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from src.engine.run_logs import TABLES
 from src.engine.weights import read_tensors
 from src.log import read_metrics
 from tests.commands import ROOT
+from tests.test_run_logs import rows
 from tests.tiny import write_config
 
 KILLS = 24
@@ -99,12 +101,14 @@ def changed(path: Path) -> float:
 
 
 def contents(run: Path) -> tuple:
-    """Everything that must not depend on kills: tensors' bytes, state, log without the clock."""
+    """Everything that must not depend on kills: tensors' bytes, state, logs without the clock."""
     latest = run / "checkpoints" / "latest"
     tensors = [read_tensors(latest / name) for name in ("weights.safetensors", "optimizer.safetensors")]
     values = [({name: array.tobytes() for name, array in arrays.items()}, metadata) for arrays, metadata in tensors]
     records = [{k: v for k, v in r.items() if k not in CLOCK} for r in read_metrics(run / "metrics.jsonl")]
-    return values, json.loads((latest / "state.json").read_text()), records
+    tables = [rows(run / name) for name in TABLES.values()]
+    cells = [[{k: v for k, v in row.items() if k not in CLOCK} for row in table] for table in tables]
+    return values, json.loads((latest / "state.json").read_text()), records, cells
 
 
 @pytest.mark.faults

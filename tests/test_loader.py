@@ -1,5 +1,7 @@
 """A sample depends on (seed, position) alone: not on workers, resume, devices or the order of asking."""
 
+from threading import Semaphore
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,20 @@ def test_a_mistake_in_the_code_keeps_its_traceback():
 
     with pytest.raises(RuntimeError, match="(?s)return sample \\+ 1.*TypeError"):
         list(create_batches(make_stream(2, [broken]), 1, 1))
+
+
+def test_reading_runs_ahead_of_who_takes_the_batches():
+    made = Semaphore(0)
+
+    def note(sample, rng):
+        made.release()
+        return sample
+
+    batches = create_batches(make_stream(12, [note]), 2, 1)
+    next(batches)
+    for _ in range(12):  # all of them, while the first batch is worked on
+        assert made.acquire(timeout=60)
+    assert len(list(batches)) == 5 and not made.acquire(blocking=False)
 
 
 def test_settings_that_do_not_fit():

@@ -125,7 +125,15 @@ def test_terminal_gets_a_bar_also_inside_another():
         advance(2)
     text = terminal_text(console)
     assert "evaluate" in text and "3/3  100%" in text and "message" in text
-    assert re.search(r"train .*━.* 4/4  100%  .*took 0:00  loss \[ce\] 0.5", text)
+    assert re.search(r"train .*━.* 4/4  100%  .*took 0:00 *\n  loss \[ce\] 0.5", text)
+
+
+def test_no_fact_is_cut_off_on_a_narrow_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=30, _environ={"TERM": "xterm"})
+    words = [f"word{number}" for number in range(20)]
+    with progress(4, "train", console=console) as advance:
+        advance(4, " ".join(words))
+    assert terminal_text(console).replace("\r", "").split("\n  word0")[-1].split() == words[1:]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -187,6 +188,30 @@ def test_evaluate_adds_counts_over_images_and_divides_once():
     edges = sum(boundary_counts(predict_red(sample["image"]), sample["label"], 4, 1) for _, sample in samples)
     assert summary["boundary_f"] == pytest.approx(boundary_f(edges)[1])
     assert summary["images"] == 3 and summary["boundary_radius"] == 1
+
+
+def test_the_next_image_is_read_while_one_is_predicted():
+    samples, order = make_samples(), []
+    read = [Event() for _ in samples]
+
+    class Noted:
+        def __len__(self):
+            return len(samples)
+
+        def __getitem__(self, i):
+            order.append(i)
+            read[i].set()
+            return samples[i]
+
+    def predict(image):
+        at = [i for i, (_, sample) in enumerate(samples) if sample["image"] is image][0]
+        assert read[min(at + 1, 2)].wait(60)
+        return image[..., 0]
+
+    summary = evaluate(predict, Noted(), CLASSES, 1, progress=False)
+    assert order == [0, 1, 2]
+    assert summary == evaluate(predict_red, samples, CLASSES, 1, progress=False)
+    assert evaluate(predict_red, [], CLASSES, 1, progress=False)["images"] == 0
 
 
 def test_evaluate_over_two_ranks_equals_one():

@@ -20,7 +20,8 @@ def make_run(path: Path, terms: tuple[str, ...] = ("ce", "dice"), evaluate: bool
     for step in range(10, 210, 10):
         values = dict.fromkeys(terms, 1.0 / step)
         loss = math.nan if step == 50 else sum(values.values())
-        log.write({"kind": "train", "step": step, "lr": 1e-4 / step, "loss": loss, "terms": values})
+        speed = {"images_per_s": 1.0 if step == 10 else 8.0 + step / 1000, "waiting": step / 5000}
+        log.write({"kind": "train", "step": step, "lr": 1e-4 / step, "loss": loss, "terms": values, **speed})
         if evaluate and step % 50 == 0:
             log.write({"kind": "eval", "step": step, "miou": step / 400, "pixel_accuracy": 0.9, "iou": [0.5, None]})
     return path
@@ -60,7 +61,7 @@ def test_script_draws_one_run_into_its_folder(tmp_path):
     run = make_run(tmp_path / "run")
     result = subprocess.run([sys.executable, PLOT, run], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(run / "curves.png")
+    assert result.stdout.splitlines()[-1] == str(run / "curves.png")
     assert colours(run / "curves.png") >= {(0xB2, 0x72, 0x00), (0x00, 0x5E, 0xD5)}  # BGR of the first and second term
 
 
@@ -70,6 +71,18 @@ def test_several_runs_each_have_a_colour(tmp_path):
     assert main([str(first), str(second), "--output", str(picture)]) == 0
     assert colours(picture) >= {(0xB2, 0x72, 0x00), (0x00, 0x5E, 0xD5)}
     assert not (first / "curves.png").exists()
+
+
+def test_runs_are_summed_up(tmp_path, capsys):
+    first, second = make_run(tmp_path / "a[b]"), make_run(tmp_path / "b", terms=("ce",), evaluate=False)
+    MetricsLog(first / "metrics.jsonl").write({"kind": "eval", "step": 250, "miou": 0.1})
+    assert main([str(first), str(second), "--output", str(tmp_path / "both.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert cells == [  # 2 / 200 and 1 / 200; the speeds' middle is 8.105
+        ["a[b]", "250", "0.010", "0.1000", "0.5000 at 200", "8.11", "2.1%"],
+        ["b", "200", "0.005", "-", "-", "8.11", "2.1%"],
+    ]
 
 
 def test_run_without_evaluation_or_training_is_drawn(tmp_path):
@@ -96,3 +109,17 @@ def test_misuse_exits_with_2_and_says_why(tmp_path, capsys):
     assert "not supported" in refusal([str(run), "--output", str(tmp_path / "a.xyz")], capsys)
     assert "metrics.jsonl" in refusal([str(run), "--output", str(run / "metrics.jsonl" / "a.png")], capsys)
     assert "RUN" in refusal([], capsys)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"kind": "train", "loss": 1.0}', ":2: no whole number `step`"),
+        ('{"kind": "train", "step": 1, "terms": 3}', ":2: no whole number `step`, or `terms` that is no object"),
+        ('{"kind": "eval", "step": 1, "miou": "high"}', ":2: miou is 'high', wanted a number or null"),
+        ('{"kind": "train", "step": 1, "terms": {"ce": []}}', ":2: ce is [], wanted a number or null"),
+    ],
+)
+def test_records_that_cannot_be_drawn_are_named(line, message, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"kind": "note"}}\n{line}\n')
+    assert f"metrics.jsonl{message}" in " ".join(refusal([str(tmp_path)], capsys).split())

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import report, scaling
 from tests.commands import ROOT
 from tests.launching import free_port
 
@@ -20,6 +20,17 @@ def test_summary():
     assert result["processes"]["2"] == {"images_per_s": pytest.approx(8 / 2.25), "seconds": [2.5, 2.0]}
     assert result["efficiency"] == pytest.approx((8 / 2.25) / (2 * 2.0))
     assert result["all_reduce_share"] == pytest.approx(1 - 1.75 / 2.25)  # slowest without: 2.0, 1.5
+
+
+def test_the_report_has_a_row_for_each_network():
+    run = {"processor": "P", "cores": 2, "load_before": 0.25, "date": "D", "command": "C"}
+    result = {"processes": {"1": {"images_per_s": 2.0}, "2": {"images_per_s": 3.0}}, "efficiency": 0.75,
+              "all_reduce_share": 0.125}  # fmt: skip
+    assert report.scaling({"a": {"run": run, "title": "A", **result}}).splitlines() == [
+        "| row | 1 process, images/s | 2 processes, images/s | efficiency | all-reduce |",
+        "| --- | --- | --- | --- | --- |",
+        "| A | 2.000 | 3.000 | 0.75 | 12% |", "", "- P, 2 cores, load 0.2 before, D: `C`",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Draws the training curves of one or more runs: loss, mIoU, loss terms and learning rate over the steps."""
+"""Draws the training curves of one or more runs, over each other: loss, mIoU, loss terms, learning rate over the steps.
+
+Prints where each run stands, too.
+"""
 
 import argparse
 import math
@@ -14,14 +17,18 @@ import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import EngFormatter, MaxNLocator  # noqa: E402
+from rich.table import Table  # noqa: E402
+from rich.text import Text  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from any folder
 
-from src.log import read_metrics  # noqa: E402
+from src.log import get_console, read_metrics  # noqa: E402
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito, for every eye
 DASHES = ("-", "--", ":", "-.")
 SMOOTHING = 0.015  # half the smoothing window, as a share of a curve's records
+KINDS = ("train", "eval")  # of records
+DRAWN = ("loss", "lr", "miou", "images_per_s", "waiting")
 Curve = tuple[np.ndarray, np.ndarray]  # steps (N,), values (N,)
 
 
@@ -45,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw(runs, output)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    get_console().print(summary(runs))
     print(output)
     return 0
 
@@ -66,7 +74,21 @@ def load_run(path: Path) -> list[dict]:
     records = read_metrics(path / "metrics.jsonl")
     if not records:
         raise ValueError(f"{path / 'metrics.jsonl'} holds no record yet; wait until train.py has logged a step")
+    for number, record in enumerate(records, 1):
+        if record.get("kind") in KINDS:
+            refuse_others(record, f"{path / 'metrics.jsonl'}:{number}")
     return records
+
+
+def refuse_others(record: dict, place: str) -> None:
+    """Raises ValueError for a record whose curves cannot be drawn."""
+    terms = record.get("terms", {})
+    if not isinstance(record.get("step"), int) or not isinstance(terms, dict):
+        raise ValueError(f"{place}: no whole number `step`, or `terms` that is no object; delete this line")
+    values = {key: record.get(key) for key in DRAWN} | terms
+    for key, value in values.items():
+        if not isinstance(value, int | float | None):
+            raise ValueError(f"{place}: {key} is {value!r}, wanted a number or null; delete this line")
 
 
 def curve(records: list[dict], kind: str, *keys: str) -> Curve:
@@ -80,6 +102,39 @@ def curve(records: list[dict], kind: str, *keys: str) -> Curve:
             steps.append(record["step"])
             values.append(math.nan if value is None else value)
     return np.array(steps, float), np.array(values, float)
+
+
+def summary(runs: dict[str, list[dict]]) -> Table:
+    """Where each run stands: last step, its loss, last and best mIoU; speed and waiting for data, medians."""
+    table = Table()
+    for heading in ("run", "step", "loss", "mIoU", "best mIoU", "images/s", "waiting"):
+        table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
+    for name, records in runs.items():
+        loss, speed, waiting = (known(curve(records, "train", key))[1] for key in ("loss", "images_per_s", "waiting"))
+        steps, miou = known(curve(records, "eval", "miou"))
+        best = f"{miou.max():.4f} at {steps[miou.argmax()]:.0f}" if len(miou) else "-"
+        step = max((record["step"] for record in records if record.get("kind") in KINDS), default="-")
+        table.add_row(
+            Text(name), str(step), last(loss, ".3f"), last(miou, ".4f"), best, middle(speed, ".3g"),
+            middle(waiting, ".1%"),
+        )  # fmt: skip
+    return table
+
+
+def last(values: np.ndarray, form: str) -> str:
+    """The last value as text."""
+    return format(values[-1], form) if len(values) else "-"
+
+
+def middle(values: np.ndarray, form: str) -> str:
+    """The median as text."""
+    return format(np.median(values), form) if len(values) else "-"
+
+
+def known(points: Curve) -> Curve:
+    """A curve without its gaps."""
+    there = np.isfinite(points[1])
+    return points[0][there], points[1][there]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from src.engine.checkpoint_files import (
     BEST,
     LATEST,
     OPTIMIZER,
+    SLACK,
     STATE,
     WEIGHTS,
     clear_debris,
@@ -49,13 +50,24 @@ def save_checkpoint(
 
     state: JSON-able facts of the run, kept beside the weights; classes: `names` and `palette`, kept with the weights.
     """
+    files = contents(network, optimizer, {**state, "step": step}, classes)
+    return publish(run / FOLDER, step, files, best=best, keep=keep)
+
+
+def contents(network: nn.Cell, optimizer: nn.Cell, state: dict, classes: dict | None) -> dict[str, list]:
+    """The files of a checkpoint by name, as blocks of bytes."""
     described = {} if classes is None else {CLASSES: json.dumps(classes)}
-    files = {
+    return {
         WEIGHTS: tensor_blocks(weights_in_use(network, optimizer), {**network.weight_metadata(), **described}),
         OPTIMIZER: tensor_blocks(parameters_of(optimizer), {}),
-        STATE: [json.dumps({**state, "step": step}, indent=1).encode()],
+        STATE: [json.dumps(state, indent=1).encode()],
     }
-    return publish(run / FOLDER, step, files, best=best, keep=keep)
+
+
+def checkpoint_size(network: nn.Cell, optimizer: nn.Cell, classes: dict | None = None) -> int:
+    """Bytes that a checkpoint takes on the disk, at most."""
+    blocks = contents(network, optimizer, {}, classes).values()
+    return sum(len(block) for file in blocks for block in file) + SLACK
 
 
 def resume(

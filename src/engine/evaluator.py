@@ -1,6 +1,9 @@
 """Scores of a predictor on a data set; used while training, by eval.py and for an exported model alike."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,7 +34,7 @@ def evaluate(
     boundary = np.zeros((num_classes, 4), np.int64)
     stopped = False
     with show_progress(len(samples), "evaluate", disable=not progress) as advance:
-        for name, sample in samples:
+        for name, sample in read_ahead(samples):
             if stop is not None and stop():
                 stopped = True
                 break
@@ -51,6 +54,17 @@ def evaluate(
     matrix = counts[: matrix.size].reshape(matrix.shape)
     boundary = counts[matrix.size : -2].reshape(boundary.shape)
     return {**summarise(matrix, boundary, classes.names, boundary_radius), "images": int(counts[-2])}
+
+
+def read_ahead(samples: Sequence) -> Iterator[Any]:
+    """The samples in their order; while one is worked on, the next one is read."""
+    numbers = iter(range(len(samples)))
+    with ThreadPoolExecutor(1) as pool:
+        ahead = deque(pool.submit(samples.__getitem__, i) for i in islice(numbers, 1))
+        while ahead:
+            sample = ahead.popleft().result()
+            ahead.extend(pool.submit(samples.__getitem__, i) for i in islice(numbers, 1))
+            yield sample
 
 
 def _check_size(pred: np.ndarray, label: np.ndarray) -> None:

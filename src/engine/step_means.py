@@ -34,11 +34,13 @@ class StepMeans:
 
     def data_ready(self) -> None:
         """The batches of the step have arrived."""
-        self.waiting += time.perf_counter() - self.began
+        self.last_waiting = time.perf_counter() - self.began
+        self.waiting += self.last_waiting
 
     def add(self, result: StepResult) -> None:
-        """A step has ended."""
-        self.seconds += time.perf_counter() - self.began
+        """A step has ended; its own times are in last_seconds and last_waiting."""
+        self.last_seconds = time.perf_counter() - self.began
+        self.seconds += self.last_seconds
         self.steps += 1
         self.terms = {name: self.terms.get(name, 0.0) for name in result.terms}
         if not math.isfinite(result.norm):

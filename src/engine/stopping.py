@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STDERR = 2
-PERIOD = 0.05  # seconds between looks after SIGINT
+PERIOD = 0.05  # seconds between looks after the signals' handlers
 ACTION_BYTES = 512  # more than `struct sigaction` has anywhere
 
 
@@ -22,9 +22,11 @@ class StopSignals:
 
     Two things stand in the way. Python runs its handlers between two bytecodes, so not during a compiled step, and
     makes one call of equal signals that arrive meanwhile. So a thread of its own reads every signal's number from a
-    pipe, into which it is written the moment the signal arrives. And MindSpore takes SIGINT, to send SIGTERM to itself
-    instead, whenever it compiles or runs a graph, and does not give it back. So that thread and `asked` take it back;
-    until then, for PERIOD at most, a SIGINT counts as SIGTERM.
+    pipe, into which it is written the moment the signal arrives. And MindSpore takes signals and does not give them
+    back: SIGINT, to send SIGTERM to itself instead, whenever it compiles or runs a graph; SIGTERM, to leave at once
+    with exit code 0, when it begins to read data with more than one worker. So that thread and `asked` take them back.
+    Until then, for PERIOD at most, a SIGINT counts as SIGTERM, and a SIGTERM just after the start of reading ends the
+    process.
 
     Args:
         exit_code: of the process that is ended at once.
@@ -40,8 +42,9 @@ class StopSignals:
         self.previous_pipe = signal.set_wakeup_fd(self.write_end, warn_on_full_buffer=False)
         self.previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         self.sigaction = ctypes.CDLL(None).sigaction
-        self.action = ctypes.create_string_buffer(ACTION_BYTES)
-        self.sigaction(signal.SIGINT, None, self.action)
+        self.actions = {number: ctypes.create_string_buffer(ACTION_BYTES) for number in SIGNALS}
+        for number, action in self.actions.items():
+            self.sigaction(number, None, action)
         self.thread = threading.Thread(target=self._watch, name="stop signals", daemon=True)
         self.thread.start()
         return self
@@ -62,7 +65,8 @@ class StopSignals:
         return self.name is not None
 
     def _take_back(self) -> None:
-        self.sigaction(signal.SIGINT, self.action, None)
+        for number, action in self.actions.items():
+            self.sigaction(number, action, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.name is not None:

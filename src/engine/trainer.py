@@ -14,12 +14,13 @@ from src.distributed import sum_counts
 from src.engine.autopsy import write_autopsy
 from src.engine.checkpoint import save_checkpoint
 from src.engine.precision import LOSS_SCALE, first_scale, next_scale, overflowed
+from src.engine.recent_steps import MEASURED, RecentSteps, forecast
+from src.engine.run_logs import Logs
 from src.engine.step_means import StepMeans
 from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import StepResult, TrainStep, draw_noise, run_step
-from src.log import MetricsLog, get_console, progress, read_metrics
+from src.log import get_console, progress
 
-METRICS, BAD_SAMPLES = "metrics.jsonl", "bad_samples.jsonl"
 # Keys of a checkpoint's state, besides step, miou, best_miou and best_step:
 SKIPPED, BAD_STEPS = "skipped", "bad_steps"  # steps that updated nothing: of the whole run, in a row up to now
 EVALUATION_DUE = "evaluation_due"  # true where the run was stopped before, or in, the evaluation of the step
@@ -45,6 +46,14 @@ class Loop:
     keep_checkpoints: int
     classes: dict  # names and palette, kept with the weights
 
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation follows the step, counted from 1."""
+        return step % self.evaluate_every == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is written after the step, counted from 1."""
+        return step % self.checkpoint_every == 0 or self.evaluates(step)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -53,7 +62,8 @@ class Parts:
     rates (steps,): learning rates; count: micro-batches -> counts (3,) for the loss; evaluate: summary of the
     evaluation split with the network's present weights, None where it was given up; cache: what the first step, which
     compiles, runs in; stop: asks the run to end; items: of the training split, each with a `name`; bad: notes those
-    that cannot be read (see data/bad_samples.py), None where they are errors.
+    that cannot be read (see data/bad_samples.py), None where they are errors; evaluation_seconds: of an evaluation,
+    about.
     """
 
     network: nn.Cell
@@ -66,27 +76,7 @@ class Parts:
     stop: StopSignals
     items: Sequence
     bad: Any = None
-
-
-class Logs:
-    """The files that rank 0 writes line by line."""
-
-    def __init__(self, loop: Loop, state: dict) -> None:
-        self.run = loop.run
-        self.metrics = MetricsLog(loop.run / METRICS)
-        self.metrics.truncate_after(loop.first_step, evaluated=EVALUATION_DUE not in state)
-
-    def tell_bad_samples(self, bad: Any) -> None:
-        """Names the bad samples that were found since the last call, on the console and in a file."""
-        for entry in bad.take_new():
-            get_console().print(f"left out: {entry['name']}: {entry['reason']}", markup=False)
-            MetricsLog(self.run / BAD_SAMPLES).write(entry)
-
-
-def known_bad_samples(run: Path) -> list[str]:
-    """Names of the samples that a run has left out before it was interrupted."""
-    file = run / BAD_SAMPLES
-    return [record["name"] for record in read_metrics(file)] if file.is_file() else []
+    evaluation_seconds: float = 0.0
 
 
 def fit(loop: Loop, parts: Parts, state: dict) -> dict:
@@ -96,8 +86,9 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
     Raises Stopped where the run was asked to end, FloatingPointError after loop.max_bad_steps steps in a row whose loss
     or gradients are not finite.
     """
-    logs = Logs(loop, state) if loop.rank == 0 else None
-    means = StepMeans(loop.batch_size * loop.accumulate * loop.world_size, state.get(MEANS))
+    logs = open_logs(loop, state) if loop.rank == 0 else None
+    images = loop.batch_size * loop.accumulate * loop.world_size
+    means, recent = StepMeans(images, state.get(MEANS)), RecentSteps(images)
     state = {key: value for key, value in state.items() if key != MEANS}
     if parts.step_cell.scaled:
         state = first_scale() | state
@@ -116,16 +107,31 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
             state = {**state, "step": step + 1, **count_bad_steps(state, result)}
             if state[BAD_STEPS]:
                 judge_bad_step(loop, parts, state, result, group)
-            advance(text=f"loss {sum(result.terms.values()):.3f}")
+            recent.add(result, means.last_seconds, means.last_waiting)
+            advance(text=recent.text(parts.rates[step]))
+            if recent.timed == MEASURED and step + 1 < loop.steps:
+                tell_forecast(loop, parts, step + 1, recent)
             if logs and ((step + 1) % loop.log_every == 0 or step + 1 == loop.steps):
                 record = {"kind": "train", "step": step + 1, "lr": float(parts.rates[step]), **means.read()}
                 scale = {LOSS_SCALE: state[LOSS_SCALE]} if LOSS_SCALE in state else {}
-                logs.metrics.write({**record, SKIPPED: state[SKIPPED], **scale})
-            if (step + 1) % loop.evaluate_every == 0 or step + 1 == loop.steps:
+                logs.write({**record, SKIPPED: state[SKIPPED], **scale})
+            if loop.evaluates(step + 1):
                 state[EVALUATION_DUE] = True
             leave = result.stop if loop.world_size > 1 else parts.stop.asked()
             state = close_step(loop, parts, logs, state, means, leave)
     return state
+
+
+def open_logs(loop: Loop, state: dict) -> Logs:
+    """The files that rank 0 writes line by line, up to the step to go on from."""
+    return Logs(loop.run, loop.first_step, EVALUATION_DUE not in state, loop.classes["names"])
+
+
+def tell_forecast(loop: Loop, parts: Parts, step: int, recent: RecentSteps) -> None:
+    """Says how long the run will take from a step on."""
+    evaluations = sum(map(loop.evaluates, range(step, loop.steps + 1)))
+    text = forecast(loop.steps - step, evaluations, recent, parts.evaluation_seconds)
+    get_console().print(text, markup=False, soft_wrap=True)
 
 
 def first_of_run(loop: Loop, parts: Parts, step: int) -> AbstractContextManager:
@@ -250,7 +256,7 @@ def take_evaluation(state: dict, summary: dict, logs: Logs | None) -> tuple[dict
     state = {**state, "miou": summary["miou"], **({"best_miou": summary["miou"], "best_step": step} if best else {})}
     if logs:
         scores = {key: summary[key] for key in LOGGED}
-        logs.metrics.write({"kind": "eval", "step": step, **scores, "iou": ious(summary)})
+        logs.write({"kind": "eval", "step": step, **scores, "iou": ious(summary)})
         score = "none: no labelled pixel" if summary["miou"] is None else f"{summary['miou']:.4f}"
         get_console().print(f"step {step}: val mIoU {score}{' (best so far)' if best else ''}")
     return state, best
