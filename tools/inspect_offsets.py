@@ -241,7 +241,7 @@ def draw_wheel(panel: Axes) -> None:
     colours = wheel_colours(shift)
     colours[np.hypot(*shift) > 1.0] = 1.0
     panel.imshow(colours)
-    panel.set_title(f"where a pixel is read; full colour: {STRONG} % of lengths", loc="left", fontsize=10)
+    panel.set_title(f"where a pixel is read; {STRONG} % of lengths are inside", loc="left", fontsize=10)
 
 
 def components(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
