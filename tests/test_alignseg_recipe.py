@@ -1,10 +1,17 @@
-"""The AlignSeg recipe: cases T14 (learning rate) and T16 (tiles) of the spec, logits resized corner to corner."""
+"""The AlignSeg recipe: cases T14 (learning rate) and T16 (tiles) of the spec, logits resized corner to corner, tiles,
+scales and flip from the image to the scores.
+"""
 
+import cv2
 import numpy as np
 import pytest
 from mindspore import nn, ops
+from scipy.special import softmax
 
-from src.engine.inference import window_starts
+from src.config import EvalConfig
+from src.constants import MEAN_PIXEL
+from src.engine.graphs import NetworkLogits
+from src.engine.inference import predict_scores, window_starts
 from src.engine.optimizer import learning_rates
 from src.engine.predict_net import PredictNet
 from tests.network_reference import resize_corners
@@ -28,14 +35,14 @@ def test_t16_tiles(tile, stride, tops, lefts):
 
 
 class Means(nn.Cell):
-    """Logits of two classes on a grid of 3 x 5: means of the image's first channel, and their negatives."""
+    """Logits of two classes on a grid of 3 x 5: (m - 127.5) / 8 of means m of the image's red, and their negatives."""
 
     def __init__(self, align_corners: bool) -> None:
         super().__init__()
         self.align_corners = align_corners
 
     def construct(self, image):
-        grid = ops.avg_pool2d(image[:, :1], 8, 8)
+        grid = (ops.avg_pool2d(image[:, :1], 8, 8) - 127.5) / 8.0
         return {"logits": ops.concat((grid, -grid), 1)}
 
 
@@ -43,7 +50,55 @@ class Means(nn.Cell):
 def test_logits_are_resized_as_the_network_says(corners):
     image = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
     found = run(PredictNet(Means(corners), (24, 40), "logits"), image[None])[0, 0]
-    grid = image[..., 2].astype(np.float64).reshape(3, 8, 5, 8).mean((1, 3))  # BGR comes in, the first channel is red
+    grid = (image[..., 2].astype(np.float64).reshape(3, 8, 5, 8).mean((1, 3)) - 127.5) / 8  # BGR comes in
     wanted = resize_corners(grid, (24, 40))
     assert (np.abs(found - wanted).max() < 1e-3) == corners
     assert corners or found[0, 0] == pytest.approx(grid[0, 0], abs=1e-3)
+
+
+TILE, STRIDE = (24, 40), (16, 27)  # two thirds, rounded up
+IMAGE = np.random.default_rng(1).integers(0, 256, (37, 70, 3), np.uint8)
+
+
+def tile_logits(tile: np.ndarray) -> np.ndarray:
+    """Logits (2, 24, 40) of the network of `Means` over a tile, resized corner to corner."""
+    grid = (tile[..., 0].astype(np.float64).reshape(3, 8, 5, 8).mean((1, 3)) - 127.5) / 8
+    return resize_corners(np.stack([grid, -grid]), TILE)
+
+
+def slid(view: np.ndarray) -> np.ndarray:
+    """Spec section 8.1: tiles of logits are added up and divided by their number; too small an image is padded."""
+    height, width = (max(side, tile) for side, tile in zip(view.shape[:2], TILE, strict=True))
+    padded = np.full((height, width, 3), MEAN_PIXEL, np.uint8)
+    padded[: view.shape[0], : view.shape[1]] = view
+    total, hits = np.zeros((2, height, width)), np.zeros((height, width))
+    for y in (*range(0, height - 24, STRIDE[0]), height - 24):
+        for x in (*range(0, width - 40, STRIDE[1]), width - 40):
+            total[:, y : y + 24, x : x + 40] += tile_logits(padded[y : y + 24, x : x + 40])
+            hits[y : y + 24, x : x + 40] += 1
+    return (total / hits)[:, : view.shape[0], : view.shape[1]]
+
+
+@pytest.fixture(scope="module")
+def make():
+    return NetworkLogits(lambda size: Means(True), lambda network: None)
+
+
+def test_tiles_of_logits_are_averaged(make):
+    settings = EvalConfig(mode="slide", size=TILE, stride=STRIDE)
+    np.testing.assert_allclose(predict_scores(IMAGE, settings, make), slid(IMAGE), atol=1e-4)
+
+
+def test_scales_and_flip_are_brought_back_before_they_are_added(make):
+    """The release adds views of unequal sizes and turns images upside down (spec section 8.2)."""
+    settings = EvalConfig(mode="slide", size=TILE, stride=STRIDE, scales=(0.5, 1.0, 1.5), flip=True)
+    wanted = np.zeros((2, 37, 70))
+    for size in ((19, 35), (37, 70), (56, 105)):
+        view = cv2.resize(IMAGE, size[::-1], interpolation=cv2.INTER_LINEAR)
+        for turned in (False, True):
+            logits = slid(view[:, ::-1] if turned else view)
+            logits = np.stack([cv2.resize(part, (70, 37), interpolation=cv2.INTER_LINEAR) for part in logits])
+            shares = softmax(logits, 0)
+            wanted += (shares[:, :, ::-1] if turned else shares) / 6
+    assert np.ptp(wanted[0]) > 0.3
+    np.testing.assert_allclose(predict_scores(IMAGE, settings, make), wanted, atol=1e-4)
