@@ -126,12 +126,12 @@ def arrange(groups: Sequence[tuple[str, list[Tile]]], classes: Classes) -> Image
         for i, (caption, picture) in enumerate(tiles):
             x = MARGIN + i * (TILE + MARGIN)
             sheet.paste(Image.fromarray(picture), (x, y))
-            pen.text((x, y + height + 2), fit(caption, font), INK, font)
+            pen.text((x, y + height + 2), shorten(caption, font), INK, font)
         y += height + LINE + MARGIN
     for k, name in enumerate(classes.names):
         x, line = MARGIN + (k % COLUMNS) * (TILE + MARGIN), y + (k // COLUMNS) * LINE
         pen.rectangle((x, line, x + LINE - 4, line + LINE - 4), classes.palette[k], INK)
-        pen.text((x + LINE + 2, line), fit(f"{k} {name}", font), INK, font)
+        pen.text((x + LINE + 2, line), shorten(f"{k} {name}", font), INK, font)
     return sheet
 
 
@@ -140,7 +140,7 @@ def load_font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), TEXT)
 
 
-def fit(text: str, font: ImageFont.FreeTypeFont) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont) -> str:
     """The text, or as much of its beginning as a tile is wide."""
     if font.getlength(text) <= TILE:
         return text
