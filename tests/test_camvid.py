@@ -2,6 +2,7 @@
 
 import mindspore as ms
 import numpy as np
+import pytest
 from mindspore import Tensor
 
 from src.config import DataConfig, ModelConfig, OptimizerConfig
@@ -22,6 +23,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_batch_is_learnt_by_heart(data_root):
     data = DataConfig(
         dataset="camvid", root=str(data_root / "camvid_480x360"), crop_size=CROP, scale_range=(1.0, 1.0), workers=1
