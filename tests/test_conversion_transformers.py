@@ -1,6 +1,4 @@
-"""Conversion of Vision Transformers and Swin Transformers of all publishers: values, forward passes, sizes, reports."""
-
-import json
+"""Conversion of Vision Transformers and Swin Transformers of all publishers: values, forward passes, sizes."""
 
 import numpy as np
 import pytest
@@ -8,8 +6,8 @@ from safetensors.numpy import save_file
 
 from src.engine.weights import load_pretrained, read_tensors
 from src.models.backbones.swin import SwinTransformer
-from src.models.backbones.vit import VisionTransformer, vit_tiny
-from src.models.conversion import convert, resize
+from src.models.backbones.vit import vit_tiny
+from src.models.conversion import convert
 from src.models.conversion_transformers import from_augreg
 from src.models.heads.fcn import FCNHead
 from src.models.resizing import resize_bias_table, resize_position_embedding
@@ -227,57 +225,3 @@ def test_position_embeddings_are_resized_by_the_command(tmp_path, capsys):
     assert metadata["position_grid"] == "3x4"
     plain = convert("timm_vit", vit_reference.timm_weights()).weights["backbone.pos_embed"]
     np.testing.assert_array_equal(tensors["backbone.pos_embed"], resize_position_embedding(plain, (2, 2), (3, 4)))
-
-
-def test_a_stated_share_may_be_missing(tmp_path, capsys):
-    weights = vit_reference.timm_weights()
-    lost = {name for name in weights if name.startswith("blocks.1.mlp.fc2")}
-    partial = {name: value for name, value in weights.items() if name not in lost}
-    partial["blocks.0.norm1.bias"] = extra(3)
-    partial["strange"] = extra(2)
-    save_file(partial, tmp_path / "timm.safetensors")
-    output = tmp_path / "ours.safetensors"
-    arguments = ["--source", "timm_vit", "--input", tmp_path / "timm.safetensors", "--output", output]
-    total = sum(value.size for value in convert("timm_vit", weights).weights.values())
-    share = 1 - (64 * 16 + 16 + 16) / total
-    assert command(*arguments) == 1
-    assert f"{share:.1%} of its numbers were found, 100.0% are wanted" in capsys.readouterr().err
-    assert command(*arguments, "--least", share + 0.001) == 1 and not output.exists()
-    capsys.readouterr()
-    assert command(*arguments, "--least", share - 0.001) == 0
-    printed = capsys.readouterr().out
-    missing = ["backbone.blocks.0.norm1.beta", "backbone.blocks.1.mlp.fc2.weight", "backbone.blocks.1.mlp.fc2.bias"]
-    line = next(line for line in printed.splitlines() if line.startswith("missing (3): "))
-    assert sorted(line.partition(": ")[2].split(", ")) == sorted(missing)
-    assert "unexpected (2): strange (would be backbone.strange), blocks.0.norm1.bias: (3,), need (16,)" in printed
-    assert sorted(json.loads(read_tensors(output)[1]["missing"])) == sorted(missing)
-    backbone = VisionTransformer((32, 32), width=WIDTH, depth=2, num_heads=2, taps=(2,))
-    network = segmentor(backbone)
-    before = {p.name: p.asnumpy().copy() for p in network.get_parameters()}
-    load_pretrained(network, output)
-    kept = {p.name for p in network.get_parameters() if (p.asnumpy() == before[p.name]).all()}
-    assert set(missing) <= kept and "backbone.blocks.0.mlp.fc2.weight" not in kept
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--grid", "3"], "'3' is not HEIGHTxWIDTH in patches"),
-    (["--window", "4"], "timm_vit has no windows, only swin, mm_swin and released_ecenet take it"),
-    (["--source", "swin", "--grid", "3x3"], "swin has no position embeddings"),
-    (["--source", "swin", "--window", "1"], "need at least 2"),
-    (["--key", "model"], "has no entries, only .pth and .pt files do"),
-    (["--least", "0"], "need a share above 0, up to 1"),
-])  # fmt: skip
-def test_misuse_exits_with_2(arguments, message, tmp_path, capsys):
-    save_file(vit_reference.timm_weights(), tmp_path / "timm.safetensors")
-    fixed = ("--source", "timm_vit", "--input", tmp_path / "timm.safetensors", "--output", tmp_path / "x.safetensors")
-    with pytest.raises(SystemExit) as caught:
-        command(*fixed, *arguments)
-    assert caught.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_sizes_that_weights_do_not_have():
-    converted = convert("swin", swin_reference.official_weights())
-    with pytest.raises(ValueError, match="no position embeddings"):
-        resize(converted, (2, 2), None)
-    with pytest.raises(ValueError, match="no tables of biases"):
-        resize(convert("timm_vit", vit_reference.timm_weights()), None, 7)
