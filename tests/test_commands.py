@@ -152,6 +152,15 @@ def test_a_ckpt_file_gives_the_same_numbers(run, resized):
     assert scores(run.evaluate("--checkpoint", file, name="ckpt")) == scores(resized)
 
 
+def test_a_published_run_gives_the_same_numbers(run, resized):
+    folder, output = run.root / "shared", run.root / "summaries" / "published.json"
+    succeed("tools/publish.py", run.folder, "--output", folder)
+    given = ("--config", folder / "config.yaml", "--checkpoint", folder / "best.safetensors")
+    succeed("eval.py", *given, "--output", output)
+    assert scores(json.loads(output.read_text())) == scores(resized)
+    assert f"| miou | {resized['miou']:.4f} |" in (folder / "README.md").read_text()
+
+
 def test_windows_of_an_exported_model_give_the_same_numbers(run, resized):
     ours = run.evaluate("--checkpoint", run.checkpoint, *SLIDE, name="slide")
     model = run.evaluate("--model", run.logits, *SLIDE, name="slide_model")

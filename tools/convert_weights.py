@@ -1,6 +1,8 @@
 """Converts weights to a .safetensors or .ckpt file of ours, name by name, or lists everything that does not fit."""
 
 import argparse
+import json
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -9,9 +11,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from any folder
 
-from src.engine.tensor_files import read_safetensors  # noqa: E402
-from src.engine.weights import CKPT, SAFETENSORS, read_tensors, weights_file, write_weights  # noqa: E402
-from src.models.conversion import IGNORED, SOURCES, convert  # noqa: E402
+from src.engine.torch_files import read_pth  # noqa: E402
+from src.engine.weights import CKPT, MISSING, SAFETENSORS, read_tensors, weights_file, write_weights  # noqa: E402
+from src.models.conversion import convert, resize  # noqa: E402
+from src.models.conversion_matching import Converted  # noqa: E402
+from src.models.conversion_names import IGNORED, SOURCES, SWINS, VIT_EXTRAS  # noqa: E402
 
 EPILOG = f"""\
 sources:
@@ -24,6 +28,13 @@ sources:
   timm_vit         a plain Vision Transformer with 16 x 16 patches under timm's names; left out: cls_token and its
                    position (unless --class-token), norm.*, head.*. The norms of the taps are in no such file: load the
                    result as pretrained backbone, and they start fresh.
+  deit_vit         the same of DeiT, with or without distillation; left out besides: dist_token and its position
+  augreg_vit       the same of AugReg, the .npz of JAX: kernels are turned, queries, keys and values joined
+  dino_vit         the same of DINO, names with or without module. and backbone.
+  mae_vit          the same of MAE, pretrained or tuned; left out besides: decoder_*, mask_token, fc_norm.*
+  swin             the official Swin Transformer, or a network on it; its patch merging is put into our order; left
+                   out: norm.*, head.*, heads of mmsegmentation, constants. Norms of stages start fresh where absent.
+  mm_swin          the same under mmsegmentation's names, alone or under backbone., whose patch merging is ours
   resnet           a ResNet under torchvision's names, with either kind of block and one or three convolutions in the
                    stem; left out: fc.*, counters
   resnet_bgr       the same, trained on images in the order B, G, R (CSAIL's): its first convolution is turned to RGB
@@ -31,9 +42,10 @@ sources:
                    It needs model.head.sampler=legacy.
   mobilenet_v2     MobileNetV2 1.0 with folded norms under torchvision's names; left out: features.18, classifier
 
-An .npz file in which some names start with weight/ gives only these.
-Names in the output start with backbone. and head., values are float32. For a Vision Transformer the metadata keep
-the grid of the position embeddings, so that they are resized when a network of another image size loads them.
+An .npz file in which some names start with weight/ gives only these. A .pth file is read without PyTorch; anything in
+it but tensors and plain containers is refused. Names in the output start with backbone. and head., values are float32.
+For a Vision Transformer the metadata keep the grid of the position embeddings. These, and the tables of biases of a
+Swin's windows, are resized when a network of another size loads them, or here with --grid and --window.
 Exit code: 0 written; 1 the weights do not fit, nothing written; 2 wrong use.
 
 examples:
@@ -42,7 +54,8 @@ examples:
 """
 
 OURS = "checkpoint"  # the source that is no public one
-Loaded = tuple[dict[str, np.ndarray], dict[str, str], tuple[str, ...]]  # weights, metadata, names left out
+NPZ, PTH = ".npz", (".pth", ".pt")
+READABLE = (NPZ, SAFETENSORS, CKPT, *PTH)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,31 +64,45 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", required=True, choices=(*SOURCES, OURS), help="whose weights, see below")
-    parser.add_argument("--input", required=True, type=Path, help="weights, .npz or .safetensors; of ours see below")
+    parser.add_argument("--input", required=True, type=Path, help=f"weights, {', '.join(READABLE)}; of ours see below")
     parser.add_argument("--output", required=True, type=Path, help="file to write, .safetensors or .ckpt, replaced")
-    parser.add_argument("--class-token", action="store_true", help="timm_vit: keep the class token and its position")
+    parser.add_argument("--class-token", action="store_true", help="*_vit: keep the class token and its position")
+    parser.add_argument("--key", help="entry of a .pth file that holds the weights, where it has several")
+    parser.add_argument(
+        "--least", type=float, default=1.0, metavar="SHARE",
+        help="share of the network's numbers that the file must give; 1 (default): all, and no unknown name",
+    )  # fmt: skip
+    parser.add_argument("--grid", type=grid, metavar="HxW", help="*_vit: resize position embeddings to these patches")
+    parser.add_argument("--window", type=int, metavar="W", help="Swin: resize tables of biases to windows of this side")
     args = parser.parse_args(arguments)
     problem = misuse(args)
     if problem:
         parser.error(problem)
     try:
-        weights, metadata, dropped = read_ours(args.input) if args.source == OURS else convert_file(args)
+        weights, metadata = read_tensors(weights_file(args.input)) if args.source == OURS else convert_file(args)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
     write_weights(args.output, weights, metadata)
     size = sum(value.size for value in weights.values())
-    print(f"left out ({len(dropped)}): {', '.join(dropped) or 'nothing'}")
     print(f"{args.output}: {len(weights)} parameters, {size} values, {metadata}")
     return 0
+
+
+def grid(text: str) -> tuple[int, int]:
+    """32x48 -> (32, 48)."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in patches, such as 32x32")
+    return int(found[1]), int(found[2])
 
 
 def misuse(args: argparse.Namespace) -> str:
     """What is wrong with the arguments; empty when nothing is."""
     if args.source == OURS and not args.input.exists():
         return f"--input {args.input}: no such file or folder"
-    if args.source != OURS and args.input.suffix not in (".npz", SAFETENSORS):
-        return f"--input {args.input}: need a file that ends in .npz or .safetensors"
+    if args.source != OURS and args.input.suffix not in READABLE:
+        return f"--input {args.input}: need a file that ends in {', '.join(READABLE[:-1])} or {READABLE[-1]}"
     if args.source != OURS and not args.input.is_file():
         return f"--input {args.input}: no such file"
     if args.output.suffix not in (SAFETENSORS, CKPT):
@@ -84,15 +111,33 @@ def misuse(args: argparse.Namespace) -> str:
         return f"--output {args.output}: there is no folder {args.output.parent}; make it first"
     if args.output.resolve() == args.input.resolve():
         return f"--output {args.output}: would overwrite the input"
-    if args.class_token and args.source != "timm_vit":
-        return f"--class-token: {args.source} has none, only timm_vit takes this flag"
+    return misuse_of_options(args)
+
+
+def misuse_of_options(args: argparse.Namespace) -> str:
+    """What is wrong with the options that not every source takes."""
+    vits, swins = ", ".join(VIT_EXTRAS), f"{', '.join(SWINS)} and released_ecenet"
+    if args.class_token and args.source not in VIT_EXTRAS:
+        return f"--class-token: {args.source} has none, only {vits} take this flag"
+    if args.grid and args.source not in VIT_EXTRAS:
+        return f"--grid: {args.source} has no position embeddings, only {vits} take it"
+    if args.window is not None and args.source not in (*SWINS, "released_ecenet"):
+        return f"--window: {args.source} has no windows, only {swins} take it"
+    if args.window is not None and args.window < 2:
+        return f"--window {args.window}: need at least 2"
+    if args.key and args.input.suffix not in PTH:
+        return f"--key: {args.input} has no entries, only {' and '.join(PTH)} files do"
+    if not 0 < args.least <= 1:
+        return f"--least {args.least}: need a share above 0, up to 1"
     return ""
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray]:
+def read_weights(path: Path, key: str | None = None) -> dict[str, np.ndarray]:
     """Arrays by name; of an .npz with names under weight/ only these. ValueError when the file is not readable."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
+    if path.suffix in PTH:
+        return read_pth(path, key)
+    if path.suffix != NPZ:
+        return read_tensors(path)[0]
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
@@ -102,23 +147,36 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     return weights or arrays
 
 
-def read_ours(path: Path) -> Loaded:
-    """Weights of ours as they are."""
-    weights, metadata = read_tensors(weights_file(path))
-    return weights, metadata, ()
-
-
-def convert_file(args: argparse.Namespace) -> Loaded:
-    """The public weights of --input converted; ValueError names the file."""
-    weights = read_weights(args.input)
+def convert_file(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The public weights of --input converted, and their metadata; prints the report. ValueError names the file."""
+    weights = read_weights(args.input, args.key)
     try:
-        converted = convert(args.source, weights, class_token=args.class_token)
+        converted = convert(args.source, weights, class_token=args.class_token, least=args.least)
+        resized = resize(converted, args.grid, args.window)
     except ValueError as error:
         raise ValueError(f"{args.input}: {error}") from error
+    print("\n".join(report(converted, resized, args.least)))
     metadata = {"source": args.source}
-    if converted.grid:
-        metadata["position_grid"] = "{}x{}".format(*converted.grid)
-    return converted.weights, metadata, converted.dropped
+    if resized.grid:
+        metadata["position_grid"] = "{}x{}".format(*resized.grid)
+    if resized.missing:
+        metadata[MISSING] = json.dumps(resized.missing)
+    return resized.weights, metadata
+
+
+def report(converted: Converted, resized: Converted, least: float) -> list[str]:
+    """Lines that say what became of every name: as it was, turned, resized, left out, missing, unexpected."""
+    changes = [
+        f"{name} {value.shape} -> {resized.weights[name].shape}"
+        for name, value in converted.weights.items() if value.shape != resized.weights[name].shape
+    ]  # fmt: skip
+    kinds = {
+        "loaded": list(converted.weights), "transposed or reshaped": converted.rearranged, "resized": changes,
+        "left out": converted.dropped, "missing": converted.missing, "unexpected": converted.unexpected,
+    }  # fmt: skip
+    lines = [f"{kind} ({len(names)}): {', '.join(names) or 'nothing'}" for kind, names in kinds.items()]
+    lines[0] = f"loaded ({len(converted.weights)}): {converted.share:.1%} of the network's numbers, {least:.1%} wanted"
+    return lines
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from mindspore import Parameter, nn
 
 from src.engine.checkpoint_files import BEST, LATEST, MARKER, WEIGHTS, problems_of, write_file
 from src.engine.tensor_files import read_safetensors, read_safetensors_metadata, tensor_blocks
+from src.log import get_console
 
 RAW = "raw."  # before the names of trained weights in an optimiser's file, where the weights file holds averages
 CLASSES = "classes"  # metadata of the weights: names and palette of what they were trained for
+MISSING = "missing"  # metadata of converted weights: JSON list of parameters that the source did not have
 SAFETENSORS, CKPT = ".safetensors", ".ckpt"
 
 
@@ -139,19 +141,23 @@ def load_weights(network: nn.Cell, path: str | Path) -> Path:
     """
     file = weights_file(path)
     tensors, metadata = read_tensors(file)
-    assign(network, network.adapt_weights(tensors, metadata), file)
+    assign(network, adapt(network, tensors, metadata), file)
     return file
 
 
 def load_pretrained(network: nn.Cell, path: str | Path) -> Path:
-    """Loads the backbone alone from a weights file; the head and output norms of the taps stay fresh."""
+    """Loads the backbone alone from a weights file; the head and output norms of the taps stay fresh.
+
+    So does what the conversion of public weights, with its leave, did not find (`--least`).
+    """
     file = weights_file(path)
     tensors, metadata = read_tensors(file)
     tensors = {name: array for name, array in tensors.items() if name.startswith("backbone.")}
     if not tensors:
         raise ValueError(f"{file}: holds no 'backbone.' weights; make it with tools/convert_weights.py")
     optional = tuple(f"backbone.{prefix}" for prefix in network.backbone.fresh_prefixes)
-    assign(network, network.adapt_weights(tensors, metadata), file, prefix="backbone.", optional=optional)
+    optional += tuple(json.loads(metadata.get(MISSING, "[]")))
+    assign(network, adapt(network, tensors, metadata), file, prefix="backbone.", optional=optional)
     return file
 
 
@@ -170,7 +176,7 @@ def load_except_classes(network: nn.Cell, path: str | Path) -> tuple[Path, tuple
         )
     fresh = tuple(f"head.{name}" for name in network.head.class_parameters(shapes))
     tensors = {name: array for name, array in tensors.items() if name not in fresh}
-    assign(network, network.adapt_weights(tensors, metadata), file, optional=fresh)
+    assign(network, adapt(network, tensors, metadata), file, optional=fresh)
     return file, fresh
 
 
@@ -178,6 +184,19 @@ def copy_weights(source: nn.Cell, optimizer: nn.Cell, target: nn.Cell) -> None:
     """Gives a network of the same kind, perhaps of another image size, the weights in use of `source` in training."""
     tensors = target.adapt_weights(weights_in_use(source, optimizer), source.weight_metadata())
     assign(target, tensors, "the network in training")
+
+
+def adapt(network: nn.Cell, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, np.ndarray]:
+    """Weights of a file resized to the network; tells on the console what was resized, each pair of shapes once."""
+    adapted = network.adapt_weights(tensors, metadata)
+    changes = [
+        (name.rsplit(".", 1)[-1], array.shape, adapted[name].shape)
+        for name, array in tensors.items() if adapted[name].shape != array.shape
+    ]  # fmt: skip
+    for change in dict.fromkeys(changes):
+        name, before, after = change
+        get_console().print(f"resized bicubically: {changes.count(change)} x {name} {before} -> {after}")
+    return adapted
 
 
 def assign(cell: nn.Cell, tensors: dict, origin, *, prefix: str = "", optional: tuple[str, ...] = ()) -> None:

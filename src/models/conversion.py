@@ -1,41 +1,52 @@
-"""Public weights to ours, one name to one name: the released ECENet, and plain Vision Transformers.
+"""Public weights to ours, one name to one name: which conversion a source takes, the released ECENet, other sizes.
 
-Letters: D and E widths, K classes, L side of the largest pooling grid, N position embeddings.
+Letters: D and E widths, K classes, L side of the largest pooling grid.
 """
 
 import math
 
 import numpy as np
 
-from src.models.backbones.swin import SwinTransformer
-from src.models.backbones.vit import PATCH as VIT_PATCH
-from src.models.backbones.vit import VisionTransformer
 from src.models.conversion_convolutional import convert_alignseg, convert_mobilenet, convert_resnet
 from src.models.conversion_matching import Converted, build, count, dimensions, expected_parameters, match
-from src.models.conversion_names import HEAD_MODULES, IGNORED, SOURCES, SWIN_MODULES, VIT_MODULES
+from src.models.conversion_names import HEAD_MODULES, IGNORED, SOURCES, SWIN_MODULES, SWINS, VIT_EXTRAS
+from src.models.conversion_transformers import build_swin, convert_swin, convert_vit
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.ecenet_parts import POOL_GRIDS
+from src.models.resizing import BIAS_TABLE, resize_bias_table, resize_position_embedding
+
+POSITIONS = "backbone.pos_embed"
 
 
-def convert(source: str, weights: dict[str, np.ndarray], *, class_token: bool = False) -> Converted:
-    """Public weights by name -> ours in float32; class_token keeps the class token of a timm_vit file.
+def convert(
+    source: str, weights: dict[str, np.ndarray], *, class_token: bool = False, least: float = 1.0
+) -> Converted:
+    """Public weights by name -> ours in float32.
 
+    class_token: keep the class token of a Vision Transformer. least: share of our network's numbers that the file must
+    give; below 1 the rest may be missing, and names that are not ours are left out, all of them listed in the result.
     Raises ValueError that lists every missing, unexpected, doubly mapped and misshapen name.
     """
     if source not in SOURCES:
         raise ValueError(f"source {source!r} is not one of {', '.join(map(repr, SOURCES))}")
-    if source == "timm_vit":
-        return convert_vit(weights, class_token)
+    if not 0 < least <= 1:
+        raise ValueError(f"the least share is {least}; give a number above 0, up to 1")
+    if source in VIT_EXTRAS:
+        return convert_vit(source, weights, class_token, least)
     if class_token:
-        raise ValueError(f"class_token belongs to source timm_vit; {source} has none")
+        raise ValueError(f"class_token belongs to sources {', '.join(VIT_EXTRAS)}; {source} has none")
+    if source in SWINS:
+        return convert_swin(source, weights, least)
     if source == "alignseg":
-        return convert_alignseg(weights)
+        return convert_alignseg(weights, least)
     if source == "mobilenet_v2":
-        return convert_mobilenet(weights)
-    return convert_ecenet(weights) if source == "released_ecenet" else convert_resnet(weights, source == "resnet_bgr")
+        return convert_mobilenet(weights, least)
+    if source == "released_ecenet":
+        return convert_ecenet(weights, least)
+    return convert_resnet(weights, source == "resnet_bgr", least)
 
 
-def convert_ecenet(weights: dict[str, np.ndarray]) -> Converted:
+def convert_ecenet(weights: dict[str, np.ndarray], least: float) -> Converted:
     """The released ECENet, its head alone or with its Swin."""
     dropped = tuple(name for name in weights if name.rsplit(".", 1)[-1] in IGNORED)
     kept = {name: value for name, value in weights.items() if name not in dropped}
@@ -45,30 +56,9 @@ def convert_ecenet(weights: dict[str, np.ndarray]) -> Converted:
     rules = [("decode_head." if prefixed else "", "head.", HEAD_MODULES)]
     swin = {name.removeprefix("backbone."): value for name, value in kept.items() if name.startswith("backbone.")}
     if swin:
-        expected |= expected_parameters("backbone", build_swin(swin))
+        expected |= expected_parameters("backbone", build_swin(swin, "mm_swin"))
         rules.append(("backbone.", "backbone.", SWIN_MODULES))
-    return Converted(match(kept, rules, expected), dropped, None)
-
-
-def convert_vit(weights: dict[str, np.ndarray], class_token: bool) -> Converted:
-    """A timm VisionTransformer without its last norm and classifier. Norms of our taps are in no such file."""
-    clamps = sorted(name for name in weights if name.startswith("clamp."))
-    if clamps:
-        raise ValueError(
-            f"this file works only with clamps in its forward pass ({', '.join(clamps)}), which a plain network does "
-            "not have; convert the plain recalibrated file of the same weights instead"
-        )
-    network, grid = build_vit(weights, class_token)
-    dropped = tuple(
-        name for name in weights
-        if name.startswith(("norm.", "head.")) or (name == "cls_token" and not class_token)
-    )  # fmt: skip
-    kept = {name: value for name, value in weights.items() if name not in dropped}
-    if not class_token:
-        kept["pos_embed"] = kept["pos_embed"][:, 1:]
-        dropped += ("pos_embed[:, 0]",)
-    expected = expected_parameters("backbone", network)
-    return Converted(match(kept, [("", "backbone.", VIT_MODULES)], expected), dropped, grid)
+    return match(kept, rules, expected, least)._replace(dropped=dropped)
 
 
 def build_head(weights: dict[str, np.ndarray]) -> ECENetHead:
@@ -87,30 +77,20 @@ def build_head(weights: dict[str, np.ndarray]) -> ECENetHead:
     )  # fmt: skip
 
 
-def build_swin(weights: dict[str, np.ndarray]) -> SwinTransformer:
-    """The Swin Transformer of the sizes that its weights show; none of them depends on the image size."""
-    stages = range(count(weights, r"stages\.(\d+)\."))
-    tables = (f"stages.{i}.blocks.0.attn.w_msa.relative_position_bias_table" for i in stages)
-    patch, expand, *tables = dimensions(
-        weights, "patch_embed.projection.weight", "stages.0.blocks.0.ffn.layers.0.0.weight", *tables
-    )
-    return build(
-        SwinTransformer, (32, 32), embed_width=patch[0], depths=tuple(
-            count(weights, rf"stages\.{i}\.blocks\.(\d+)\.") for i in stages
-        ), num_heads=tuple(shape[1] for shape in tables), window=(math.isqrt(tables[0][0]) + 1) // 2,
-        mlp_ratio=expand[0] // expand[1],
-    )  # fmt: skip
+def resize(converted: Converted, grid: tuple[int, int] | None, window: int | None) -> Converted:
+    """Position embeddings for a grid of patches (h, w), tables of biases for a side of the windows, both bicubic.
 
-
-def build_vit(weights: dict[str, np.ndarray], class_token: bool) -> tuple[VisionTransformer, tuple[int, int]]:
-    """The Vision Transformer of the sizes that its weights show, without norms of taps, and its grid of positions."""
-    patch, positions = dimensions(weights, "patch_embed.proj.weight", "pos_embed")
-    side = math.isqrt(max(positions[1] - 1, 0))
-    if not side or positions[1] != side * side + 1:
-        raise ValueError(f"pos_embed {positions}: need a class token and a square grid, such as (1, 1 + 14 * 14, D)")
-    depth = count(weights, r"blocks\.(\d+)\.")
-    network = build(
-        VisionTransformer, (side * VIT_PATCH, side * VIT_PATCH), width=patch[0], depth=depth, num_heads=1,
-        taps=(depth,), class_token=class_token, tap_norm=False,
-    )  # fmt: skip
-    return network, (side, side)
+    Raises ValueError where a size is asked for that these weights do not have.
+    """
+    weights = dict(converted.weights)
+    if grid:
+        if converted.grid is None or POSITIONS not in weights:
+            raise ValueError("a grid was given, but these weights have no position embeddings")
+        weights[POSITIONS] = resize_position_embedding(weights[POSITIONS], converted.grid, grid)
+    if window:
+        tables = [name for name in weights if name.endswith(BIAS_TABLE)]
+        if not tables:
+            raise ValueError("a window was given, but these weights have no tables of biases by relative position")
+        for name in tables:
+            weights[name] = resize_bias_table(weights[name], window)
+    return converted._replace(weights=weights, grid=grid or converted.grid)

@@ -24,24 +24,24 @@ FIRST = "backbone.stem.0.conv.weight"
 ABN_EPSILON = 1e-5
 
 
-def convert_mobilenet(weights: dict[str, np.ndarray]) -> Converted:
+def convert_mobilenet(weights: dict[str, np.ndarray], least: float) -> Converted:
     """MobileNetV2 1.0 with norms folded into biases, without its last convolution and classifier."""
     dropped = tuple(name for name in weights if name.startswith(("features.18.", "classifier.")))
     kept = {name: value for name, value in weights.items() if name not in dropped}
     expected = expected_parameters("backbone", build(MobileNetV2, (32, 32)))
-    return Converted(match(kept, [("", "backbone.", MOBILENET_MODULES)], expected), dropped, None)
+    return match(kept, [("", "backbone.", MOBILENET_MODULES)], expected, least)._replace(dropped=dropped)
 
 
-def convert_resnet(weights: dict[str, np.ndarray], bgr: bool) -> Converted:
+def convert_resnet(weights: dict[str, np.ndarray], bgr: bool, least: float) -> Converted:
     """A ResNet without its classifier; bgr: it reads images in the order B, G, R."""
     dropped = tuple(name for name in weights if name.startswith("fc.") or name.endswith(IGNORED))
     kept = {name: value for name, value in weights.items() if name not in dropped}
     network, rule = resnet_of(kept)
-    result = match(kept, [rule], expected_parameters("backbone", network))
-    return Converted(swap_channels(result) if bgr else result, dropped, None)
+    result = match(kept, [rule], expected_parameters("backbone", network), least)._replace(dropped=dropped)
+    return swap_channels(result) if bgr else result
 
 
-def convert_alignseg(weights: dict[str, np.ndarray]) -> Converted:
+def convert_alignseg(weights: dict[str, np.ndarray], least: float) -> Converted:
     """The released AlignSeg, its names flat or under `model.` or `module.`.
 
     Its norms scale by |gamma| + epsilon, which becomes gamma (spec section 2.2). It reads BGR.
@@ -54,11 +54,11 @@ def convert_alignseg(weights: dict[str, np.ndarray]) -> Converted:
     classes = dimensions(kept, "head.3.weight")[0][0]
     head = build(AlignSegHead, network.channels, network.grids, classes, channels=width)
     expected = expected_parameters("backbone", network) | expected_parameters("head", head)
-    result = match(kept, [rule, ("", "head.", ALIGNSEG_MODULES)], expected)
-    for name in result:
+    result = match(kept, [rule, ("", "head.", ALIGNSEG_MODULES)], expected, least)
+    for name in result.weights:
         if name.endswith(".gamma"):
-            result[name] = np.abs(result[name]) + np.float32(ABN_EPSILON)
-    return Converted(swap_channels(result), dropped, None)
+            result.weights[name] = np.abs(result.weights[name]) + np.float32(ABN_EPSILON)
+    return swap_channels(result._replace(dropped=dropped))
 
 
 def resnet_of(weights: dict[str, np.ndarray]) -> tuple[ResNet, tuple[str, str, dict[str, str]]]:
@@ -72,6 +72,9 @@ def resnet_of(weights: dict[str, np.ndarray]) -> tuple[ResNet, tuple[str, str, d
     return network, ("", "backbone.", {**(DEEP_STEM_MODULES if deep else PLAIN_STEM_MODULES), **RESNET_MODULES})
 
 
-def swap_channels(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights with the input channels of the first convolution in reverse order."""
-    return {**weights, FIRST: np.ascontiguousarray(weights[FIRST][:, ::-1])}
+def swap_channels(result: Converted) -> Converted:
+    """The weights with the input channels of the first convolution, where it is there, in reverse order."""
+    if FIRST not in result.weights:
+        return result
+    weights = {**result.weights, FIRST: np.ascontiguousarray(result.weights[FIRST][:, ::-1])}
+    return result._replace(weights=weights, rearranged=(*result.rearranged, FIRST))

@@ -1,5 +1,6 @@
 """Renaming of public weights by tables, with every mismatch listed; see conversion_names.py for the tables."""
 
+import math
 import re
 from collections import defaultdict
 from typing import NamedTuple
@@ -13,11 +14,20 @@ from src.models.conversion_names import NORM_PARAMETERS, SOURCES
 
 
 class Converted(NamedTuple):
-    """Weights by our name, as in Segmentor; what was left out of the source on purpose; grid of its positions."""
+    """Weights by our name, as in Segmentor, and what became of the source.
+
+    dropped: names there that were left out on purpose. grid: of the position embeddings. rearranged: names here whose
+    numbers lie in another order or shape than there. missing, unexpected: what did not fit, where that is tolerated.
+    share: of the numbers of our network that the source gives.
+    """
 
     weights: dict[str, np.ndarray]
-    dropped: tuple[str, ...]
-    grid: tuple[int, int] | None
+    dropped: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None
+    rearranged: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    share: float = 1.0
 
 
 def expected_parameters(prefix: str, network: nn.Cell) -> dict[str, tuple[int, ...]]:
@@ -26,9 +36,14 @@ def expected_parameters(prefix: str, network: nn.Cell) -> dict[str, tuple[int, .
 
 
 def match(
-    weights: dict[str, np.ndarray], rules: list[tuple[str, str, dict[str, str]]], expected: dict[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Weights renamed by the rules (prefix there, prefix here, module table), if exactly the `expected` ones result."""
+    weights: dict[str, np.ndarray], rules: list[tuple[str, str, dict[str, str]]], expected: dict[str, tuple[int, ...]],
+    least: float,
+) -> Converted:  # fmt: skip
+    """Weights renamed by the rules (prefix there, prefix here, module table).
+
+    least: share of the `expected` numbers that must result; at 1 the names on both sides must match exactly.
+    Raises ValueError that lists everything that does not fit; two names there for one here are never tolerated.
+    """
     unexpected, origins, misshapen, result = [], defaultdict(list), [], {}
     for name, value in weights.items():
         ours = rename(name, rules)
@@ -43,8 +58,13 @@ def match(
             misshapen.append(f"{name}: {value.shape}, need {shape} for {ours}")
     doubled = [f"{ours}: {', '.join(names)}" for ours, names in origins.items() if len(names) > 1]
     missing = [f"{name} {shape}" for name, shape in expected.items() if name not in origins]
-    raise_problems({"missing": missing, "unexpected": unexpected, "doubly mapped": doubled, "wrong shape": misshapen})
-    return result
+    share = sum(map(np.size, result.values())) / sum(math.prod(shape) for shape in expected.values())
+    if doubled or share < least or (least == 1 and (missing or unexpected or misshapen)):
+        problems = {"missing": missing, "unexpected": unexpected, "doubly mapped": doubled, "wrong shape": misshapen}
+        raise_problems(problems, share, least)
+    absent = tuple(name for name in expected if name not in result)
+    reshaped = tuple(name for name in result if public_shape(name, expected[name]) != expected[name])
+    return Converted(result, (), None, reshaped, absent, (*unexpected, *misshapen), share)
 
 
 def public_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,11 +74,13 @@ def public_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape, 1, 1) if re.fullmatch(r"head\.attentions\.\d+\.proj\.weight", ours) else shape
 
 
-def raise_problems(problems: dict[str, list[str]]) -> None:
-    """Raises one ValueError with every problem, unless all lists are empty."""
-    if any(problems.values()):
-        lines = [f"{kind} ({len(names)}):\n  " + "\n  ".join(names) for kind, names in problems.items() if names]
-        raise ValueError("the weights do not match the network, nothing was converted\n" + "\n".join(lines))
+def raise_problems(problems: dict[str, list[str]], share: float, least: float) -> None:
+    """Raises one ValueError with every problem."""
+    lines = [f"{kind} ({len(names)}):\n  " + "\n  ".join(names) for kind, names in problems.items() if names]
+    raise ValueError(
+        f"the weights do not match the network, nothing was converted: {share:.1%} of its numbers were found, "
+        f"{least:.1%} are wanted\n" + "\n".join(lines)
+    )
 
 
 def rename(name: str, rules: list[tuple[str, str, dict[str, str]]]) -> str | None:

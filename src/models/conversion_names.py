@@ -3,10 +3,20 @@
 `#` stands for one index, the same on both sides; `+` for the index one higher. On our side the parameters of a module
 whose name contains `norm`, or starts with `bn`, are gamma, beta, moving_mean and moving_variance.
 Sources of the names: the golden files of the released head (mmsegmentation naming), timm's VisionTransformer,
-torchvision's MobileNetV2 and ResNet (and CSAIL's, with three convolutions in the stem), the repository of AlignSeg.
+torchvision's MobileNetV2 and ResNet (and CSAIL's, with three convolutions in the stem), the repositories of AlignSeg,
+of Swin, DeiT, DINO and MAE, and the arrays of AugReg's JAX files.
 """
 
-SOURCES = ("released_ecenet", "timm_vit", "alignseg", "resnet", "resnet_bgr", "mobilenet_v2")
+# Plain Vision Transformers: what is left out besides the last norm, by the start of a name.
+VIT_EXTRAS = {
+    "timm_vit": ("head.", "pre_logits."),
+    "deit_vit": ("head.", "head_dist.", "dist_token"),
+    "augreg_vit": ("head.", "pre_logits."),
+    "dino_vit": ("head.",),
+    "mae_vit": ("head.", "fc_norm.", "mask_token", "decoder_"),
+}
+SWINS = ("swin", "mm_swin")
+SOURCES = ("released_ecenet", *VIT_EXTRAS, *SWINS, "alignseg", "resnet", "resnet_bgr", "mobilenet_v2")
 
 HEAD_MODULES = {
     "conv_seg": "classifier",
@@ -60,6 +70,43 @@ SWIN_MODULES = {
     "stages.#.downsample.norm": "stages.#.downsample.norm",
     "stages.#.downsample.reduction": "stages.#.downsample.reduction",
     "norm#": "norm#",
+}
+OFFICIAL_SWIN_MODULES = {
+    "patch_embed.proj": "patch_embed.projection",
+    "patch_embed.norm": "patch_embed.norm",
+    "layers.#.blocks.#.norm1": "stages.#.blocks.#.norm1",
+    "layers.#.blocks.#.attn": "stages.#.blocks.#.attn",  # only the table of biases is its own
+    "layers.#.blocks.#.attn.qkv": "stages.#.blocks.#.attn.qkv",
+    "layers.#.blocks.#.attn.proj": "stages.#.blocks.#.attn.proj",
+    "layers.#.blocks.#.norm2": "stages.#.blocks.#.norm2",
+    "layers.#.blocks.#.mlp.fc1": "stages.#.blocks.#.mlp.fc1",
+    "layers.#.blocks.#.mlp.fc2": "stages.#.blocks.#.mlp.fc2",
+    "layers.#.downsample.norm": "stages.#.downsample.norm",
+    "layers.#.downsample.reduction": "stages.#.downsample.reduction",
+    "norm#": "norm#",
+}
+# AugReg's arrays that have one name under timm's naming; queries, keys and values are joined besides.
+AUGREG_NAMES = {
+    "cls": "cls_token",
+    "embedding/kernel": "patch_embed.proj.weight",
+    "embedding/bias": "patch_embed.proj.bias",
+    "Transformer/posembed_input/pos_embedding": "pos_embed",
+    "Transformer/encoder_norm/scale": "norm.weight",
+    "Transformer/encoder_norm/bias": "norm.bias",
+    "Transformer/encoderblock_#/LayerNorm_0/scale": "blocks.#.norm1.weight",
+    "Transformer/encoderblock_#/LayerNorm_0/bias": "blocks.#.norm1.bias",
+    "Transformer/encoderblock_#/MultiHeadDotProductAttention_1/out/kernel": "blocks.#.attn.proj.weight",
+    "Transformer/encoderblock_#/MultiHeadDotProductAttention_1/out/bias": "blocks.#.attn.proj.bias",
+    "Transformer/encoderblock_#/LayerNorm_2/scale": "blocks.#.norm2.weight",
+    "Transformer/encoderblock_#/LayerNorm_2/bias": "blocks.#.norm2.bias",
+    "Transformer/encoderblock_#/MlpBlock_3/Dense_0/kernel": "blocks.#.mlp.fc1.weight",
+    "Transformer/encoderblock_#/MlpBlock_3/Dense_0/bias": "blocks.#.mlp.fc1.bias",
+    "Transformer/encoderblock_#/MlpBlock_3/Dense_1/kernel": "blocks.#.mlp.fc2.weight",
+    "Transformer/encoderblock_#/MlpBlock_3/Dense_1/bias": "blocks.#.mlp.fc2.bias",
+    "pre_logits/kernel": "pre_logits.fc.weight",
+    "pre_logits/bias": "pre_logits.fc.bias",
+    "head/kernel": "head.weight",
+    "head/bias": "head.bias",
 }
 VIT_MODULES = {
     "": "",  # pos_embed and cls_token

@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from src.models.backbones.vit import resize_position_embedding
+from src.models.resizing import BIAS_TABLE, resize_bias_table, resize_position_embedding
 
 
 class Segmentor(nn.Cell):
@@ -52,10 +52,16 @@ class Segmentor(nn.Cell):
         return {} if grid is None else {"position_grid": f"{grid[0]}x{grid[1]}"}
 
     def adapt_weights(self, weights: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, np.ndarray]:
-        """Weights of another image size made to fit this network: position embeddings are resized bicubically."""
-        name = "backbone.pos_embed"
-        if name not in weights or "position_grid" not in metadata:
-            return weights
-        source = tuple(int(side) for side in metadata["position_grid"].split("x"))
-        resized = resize_position_embedding(weights[name], source, self.backbone.position_grid)
-        return {**weights, name: resized}
+        """Weights of other sizes made to fit this network, bicubically.
+
+        Position embeddings are resized to its grid of patches, tables of window biases to the side of its windows.
+        """
+        weights, name = dict(weights), "backbone.pos_embed"
+        if name in weights and "position_grid" in metadata:
+            source = tuple(int(side) for side in metadata["position_grid"].split("x"))
+            weights[name] = resize_position_embedding(weights[name], source, self.backbone.position_grid)
+        window = getattr(self.backbone, "window", None)
+        for name, value in weights.items():
+            if window and name.endswith(BIAS_TABLE) and len(value) != (2 * window - 1) ** 2:
+                weights[name] = resize_bias_table(value, window)
+        return weights

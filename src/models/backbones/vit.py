@@ -3,11 +3,9 @@
 Letters: B batch, D width, N = h * w patch tokens of the h x w grid (stride 16).
 
 Position embeddings belong to one grid. A network is built for one image size; weights of another grid are resized by
-`resize_position_embedding` when they are loaded, never in the graph.
+`src/models/resizing.py` when they are loaded, never in the graph.
 """
 
-import cv2
-import numpy as np
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
@@ -132,20 +130,6 @@ class VisionTransformer(nn.Cell):
         n, d = self.grid[0] * self.grid[1] + int(self.class_token), self.width
         patches = self.grid[0] * self.grid[1]
         return self.depth * (12 * d * d * n + 2 * n * n * d) + 3 * PATCH * PATCH * d * patches
-
-
-def resize_position_embedding(embedding: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """Bicubic resize of position embeddings (1, [1 +] h * w, D) from grid `source` to `target`; a class row is kept."""
-    rows = embedding.shape[1] - source[0] * source[1]
-    if rows not in (0, 1):
-        raise ValueError(f"position embedding {embedding.shape} does not belong to a grid of {source}")
-    if source == target:
-        return embedding
-    grid = embedding[0, rows:].reshape(*source, -1).astype(np.float32)
-    # cv2 resizes a few channels at a time; half-pixel centres, cubic coefficient -0.75, as in PyTorch.
-    planes = [cv2.resize(grid[..., i], target[::-1], interpolation=cv2.INTER_CUBIC) for i in range(grid.shape[-1])]
-    resized = np.stack(planes, -1).reshape(1, target[0] * target[1], -1)
-    return np.concatenate([embedding[:, :rows], resized], 1).astype(np.float32)
 
 
 def vit_tiny(image_size, *, taps=(3, 6, 9, 12), drop_path=0.1, **kwargs) -> VisionTransformer:
