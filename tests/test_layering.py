@@ -27,6 +27,7 @@ ALLOWED = {
         "src.doctor", "src.config", "src.data", "src.models", "src.losses", "src.engine", "src.launching",
         "src.distributed", "src.log",
     ),
+    "src.text": ("src.text",),
     "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models"),
     **dict.fromkeys(CONFIG, CONFIG),
     **dict.fromkeys(NOTHING, ()),
