@@ -13,6 +13,7 @@ from src.models.backbones.vit import VisionTransformer
 from src.models.conversion_convolutional import convert_alignseg, convert_mobilenet, convert_resnet
 from src.models.conversion_matching import Converted, build, count, dimensions, expected_parameters, match
 from src.models.conversion_names import HEAD_MODULES, IGNORED, SOURCES, SWIN_MODULES, VIT_MODULES
+from src.models.conversion_text import convert_text
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.ecenet_parts import POOL_GRIDS
 
@@ -32,6 +33,8 @@ def convert(source: str, weights: dict[str, np.ndarray], *, class_token: bool = 
         return convert_alignseg(weights)
     if source == "mobilenet_v2":
         return convert_mobilenet(weights)
+    if source == "clip_text":
+        return convert_text(weights)
     return convert_ecenet(weights) if source == "released_ecenet" else convert_resnet(weights, source == "resnet_bgr")
 
 

@@ -6,7 +6,7 @@ Sources of the names: the golden files of the released head (mmsegmentation nami
 torchvision's MobileNetV2 and ResNet (and CSAIL's, with three convolutions in the stem), the repository of AlignSeg.
 """
 
-SOURCES = ("released_ecenet", "timm_vit", "alignseg", "resnet", "resnet_bgr", "mobilenet_v2")
+SOURCES = ("released_ecenet", "timm_vit", "alignseg", "resnet", "resnet_bgr", "mobilenet_v2", "clip_text")
 
 HEAD_MODULES = {
     "conv_seg": "classifier",
