@@ -19,3 +19,10 @@ def random_features(nodes: int, width: int = 48, groups: int = 3, seed: int = 0)
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(groups, width))
     return centres[np.arange(nodes) * groups // nodes] + rng.normal(size=(nodes, width))
+
+
+def split_image(height=8, width=8) -> np.ndarray:
+    """Left half red, right half blue."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : width // 2, 0] = image[:, width // 2 :, 2] = 255
+    return image

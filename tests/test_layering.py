@@ -30,6 +30,9 @@ ALLOWED = {
     "src.text": ("src.text",),
     "src.spectral": ("src.spectral", "src.log"),
     "src.analysis": ("src.analysis", "src.text.tables"),
+    "src.spectral_features": (
+        "src.spectral", "src.config", "src.models", "src.functional", "src.engine.weights",
+    ),
     "src.zero_shot": ("src.metrics",),
     "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models"),
     **dict.fromkeys(CONFIG, CONFIG),

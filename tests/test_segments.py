@@ -9,8 +9,7 @@ from src.spectral import cache as module
 from src.spectral.cache import Cache, Job, find, load_or_make, make_all, read_segments, write_segments
 from src.spectral.options import SpectralOptions
 from src.spectral.segments import decompose, segment_masks, upsample, with_trivial_vector
-from tests.spectral_graphs import random_features
-from tests.test_spectral import split_image
+from tests.spectral_graphs import random_features, split_image
 
 OPTIONS = SpectralOptions(features="backbone_k", patch=4, num_eigenvectors=3)
 GRID, SIZE = (6, 8), (27, 34)

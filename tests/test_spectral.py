@@ -6,6 +6,7 @@ from scipy import linalg, sparse
 
 from src.spectral import solver
 from src.spectral.affinity import (
+    add_sparse,
     colour_affinity,
     connect,
     count_components,
@@ -15,14 +16,7 @@ from src.spectral.affinity import (
 )
 from src.spectral.options import SOLVERS
 from src.spectral.solver import fix_signs, laplacian_spectrum, low_rank_spectrum, sign_of
-from tests.spectral_graphs import blocks, path, random_features
-
-
-def split_image(height=8, width=8) -> np.ndarray:
-    """Left half red, right half blue."""
-    image = np.zeros((height, width, 3), np.uint8)
-    image[:, : width // 2, 0] = image[:, width // 2 :, 2] = 255
-    return image
+from tests.spectral_graphs import blocks, path, random_features, split_image
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +206,15 @@ def test_what_cannot_be_decomposed_is_refused():
         laplacian_spectrum(blocks((3, 3), 0.1), 7)
     with pytest.raises(ValueError, match="not finite"):
         prepare_features(np.array([[np.nan, 1.0]]), False)
+
+
+def test_affinities_are_symmetric_cosines_without_negative_ones(grid_graph):
+    np.testing.assert_array_equal(grid_graph, grid_graph.T)
+    units = random_features(900) / np.linalg.norm(random_features(900), axis=1, keepdims=True)
+    np.testing.assert_allclose(grid_graph, np.maximum(units @ units.T, 0), atol=1e-6)
+    colours, dense = colour_affinity(split_image(), (8, 8)), np.ones((64, 64))
+    add_sparse(dense, colours, 10.0)
+    np.testing.assert_array_equal(dense, 1 + 10 * colours.toarray())
 
 
 def test_features_are_centred_before_they_are_normalised():

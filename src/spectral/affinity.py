@@ -27,10 +27,18 @@ def prepare_features(features: np.ndarray, center: bool) -> np.ndarray:
 
 def feature_affinity(features: np.ndarray) -> np.ndarray:
     """max(0, cosine) of prepared features: W (N, N) float64, divided by its maximum."""
-    product = features @ features.T  # float32: half the time of the product, which is most of the work
-    affinity = np.maximum(product, 0).astype(np.float64)
-    affinity = (affinity + affinity.T) / 2  # a blocked product need not be symmetric to the last bit
-    return affinity / max(affinity.max(), EPSILON)
+    product = features @ features.T  # float32, half the time; NumPy makes it symmetric to the last bit
+    np.maximum(product, 0, out=product)
+    affinity = product.astype(np.float64)
+    affinity /= max(float(product.max()), EPSILON)
+    return affinity
+
+
+def add_sparse(affinity: np.ndarray, links: sparse.csr_matrix, weight: float) -> None:
+    """affinity += weight * links, in place, without a dense copy of the links."""
+    entries = links.tocoo()
+    entries.sum_duplicates()
+    affinity[entries.row, entries.col] += weight * entries.data
 
 
 def colour_affinity(image: np.ndarray, grid: tuple[int, int]) -> sparse.csr_matrix:

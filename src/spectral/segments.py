@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.spectral.affinity import colour_affinity, connect, feature_affinity, prepare_features
+from src.spectral.affinity import add_sparse, colour_affinity, connect, feature_affinity, prepare_features
 from src.spectral.options import SpectralOptions
 from src.spectral.solver import Spectrum, laplacian_spectrum, low_rank_spectrum
 
@@ -75,7 +75,7 @@ def _spectrum(
             return low_rank_spectrum(prepared, options.count), 1
         graph = feature_affinity(prepared)
         if options.colours:
-            graph += options.colours * colour_affinity(image, grid).toarray()
+            add_sparse(graph, colour_affinity(image, grid), options.colours)
     graph, components = connect(graph, grid, options.link_weight)
     found = laplacian_spectrum(
         graph, options.count, normalise=options.normalise, solver=options.solver, seed=options.seed

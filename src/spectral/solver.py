@@ -83,7 +83,9 @@ def symmetric_form(affinity, degree: np.ndarray, normalise: bool) -> tuple:
     root = 1 / np.sqrt(degree)
     if sparse.issparse(affinity):
         return sparse.diags(root) @ affinity @ sparse.diags(root), 1.0
-    return affinity * root[:, None] * root, 1.0
+    matrix = affinity * root[:, None]
+    matrix *= root
+    return matrix, 1.0
 
 
 def solve(name: str, matrix, count: int, top: float, trivial: np.ndarray, seed: int) -> np.ndarray | None:
