@@ -143,10 +143,12 @@ def test_options_out_of_range_are_refused(options, message):
         SpectralOptions(**options)
 
 
-def test_images_and_features_that_do_not_fit_are_refused():
+def test_images_and_features_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="47 features for a grid of 6 x 8"):
         decompose(draw_image(), features_of(draw_image())[:47], OPTIONS)
     with pytest.raises(ValueError, match="features=backbone_k: no features"):
         decompose(draw_image(), None, OPTIONS)
+    with pytest.raises(ValueError, match="eigensegments of x: .* no features"):
+        load_or_make(Cache(tmp_path, OPTIONS), Job("x", draw_image(), None))
     with pytest.raises(ValueError, match="holds no patch of 64"):
         decompose(draw_image(), None, SpectralOptions(features="color", patch=64))

@@ -107,8 +107,11 @@ def load_or_make(cache: Cache, job: Job, require: bool = False) -> Segments:
 
 
 def _make(cache: Cache, name: str, image: np.ndarray, features: np.ndarray | None) -> float:
-    """Makes and stores the segments of one image; returns the largest residual."""
-    segments = decompose(image, features, cache.options, cache.weights_sha256)
+    """Makes and stores the segments of one image; returns the largest residual. ValueError names the image."""
+    try:
+        segments = decompose(image, features, cache.options, cache.weights_sha256)
+    except ValueError as error:
+        raise ValueError(f"eigensegments of {name}: {error}") from error
     write_segments(cache.file(name), segments)
     return segments.meta["max_residual"]
 
