@@ -27,6 +27,13 @@ ALLOWED = {
         "src.doctor", "src.config", "src.data", "src.models", "src.losses", "src.engine", "src.launching",
         "src.distributed", "src.log",
     ),
+    "src.text": ("src.text",),
+    "src.spectral": ("src.spectral", "src.log"),
+    "src.analysis": ("src.analysis", "src.text.tables"),
+    "src.spectral_features": (
+        "src.spectral", "src.config", "src.models", "src.functional", "src.engine.weights",
+    ),
+    "src.zero_shot": ("src.metrics",),
     "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models"),
     **dict.fromkeys(CONFIG, CONFIG),
     **dict.fromkeys(NOTHING, ()),

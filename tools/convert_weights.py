@@ -41,11 +41,14 @@ sources:
   alignseg         the authors' AlignSeg, backbone and head; B, G, R as above; the norms' |gamma| + 1e-5 becomes gamma.
                    It needs model.head.sampler=legacy.
   mobilenet_v2     MobileNetV2 1.0 with folded norms under torchvision's names; left out: features.18, classifier
+  clip_text        CLIP's text encoder under OpenAI's names or those of transformers, for tools/encode_text.py; left
+                   out: the image tower and scalars
 
 An .npz file in which some names start with weight/ gives only these. A .pth file is read without PyTorch; anything in
-it but tensors and plain containers is refused. Names in the output start with backbone. and head., values are float32.
-For a Vision Transformer the metadata keep the grid of the position embeddings. These, and the tables of biases of a
-Swin's windows, are resized when a network of another size loads them, or here with --grid and --window.
+it but tensors and plain containers is refused. Names in the output start with backbone. and head. (clip_text: text.),
+values are float32. For a Vision Transformer the metadata keep the grid of the position embeddings. These, and the
+tables of biases of a Swin's windows, are resized when a network of another size loads them, or here with --grid and
+--window.
 Exit code: 0 written; 1 the weights do not fit, nothing written; 2 wrong use.
 
 examples:

@@ -10,6 +10,7 @@ import numpy as np
 from src.models.conversion_convolutional import convert_alignseg, convert_mobilenet, convert_resnet
 from src.models.conversion_matching import Converted, build, count, dimensions, expected_parameters, match
 from src.models.conversion_names import HEAD_MODULES, IGNORED, SOURCES, SWIN_MODULES, SWINS, VIT_EXTRAS
+from src.models.conversion_text import convert_text
 from src.models.conversion_transformers import build_swin, convert_swin, convert_vit
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.ecenet_parts import POOL_GRIDS
@@ -41,6 +42,8 @@ def convert(
         return convert_alignseg(weights, least)
     if source == "mobilenet_v2":
         return convert_mobilenet(weights, least)
+    if source == "clip_text":
+        return convert_text(weights, least)
     if source == "released_ecenet":
         return convert_ecenet(weights, least)
     return convert_resnet(weights, source == "resnet_bgr", least)

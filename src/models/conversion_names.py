@@ -16,7 +16,7 @@ VIT_EXTRAS = {
     "mae_vit": ("head.", "fc_norm.", "mask_token", "decoder_"),
 }
 SWINS = ("swin", "mm_swin")
-SOURCES = ("released_ecenet", *VIT_EXTRAS, *SWINS, "alignseg", "resnet", "resnet_bgr", "mobilenet_v2")
+SOURCES = ("released_ecenet", *VIT_EXTRAS, *SWINS, "alignseg", "resnet", "resnet_bgr", "mobilenet_v2", "clip_text")
 
 HEAD_MODULES = {
     "conv_seg": "classifier",

@@ -100,17 +100,29 @@ class VisionTransformer(nn.Cell):
 
     def construct(self, image, noise=None):
         """image (B, 3, H, W) float32, normalised; noise (B, 2 * depth) or None -> tuple of (B, D, h, w)."""
-        x = self.patch_embed(image)
-        b = x.shape[0]
-        if self.class_token:
-            x = ops.concat((ops.broadcast_to(self.cls_token, (b, 1, self.width)), x), 1)
-        x = x + spread(self.pos_embed, x.shape)
+        x = self.embed(image)
         features = ()
         for i in range(self.depth):
             x = self.blocks[i](x, noise)
             if i + 1 in self.taps:
                 features += (self.to_map(self.norms[len(features)](x)),)
         return features
+
+    def embed(self, image):
+        """Tokens (B, [1 +] N, D) with their positions, before the first block."""
+        x = self.patch_embed(image)
+        if self.class_token:
+            x = ops.concat((ops.broadcast_to(self.cls_token, (x.shape[0], 1, self.width)), x), 1)
+        return x + spread(self.pos_embed, x.shape)
+
+    def last_keys(self, image):
+        """Keys (B, N, D) of the last block's attention, heads side by side, without the class token."""
+        x = self.embed(image)
+        for i in range(self.depth - 1):
+            x = self.blocks[i](x, None)
+        last = self.blocks[self.depth - 1]
+        keys = ops.split(last.attn.qkv(last.norm1(x)), self.width, 2)[1]
+        return keys[:, 1:] if self.class_token else keys
 
     def to_map(self, tokens):
         """(B, N, D), with or without class token -> (B, D, h, w)."""
