@@ -30,7 +30,7 @@ from src.engine.run_folder import open_run
 from src.engine.run_logs import BAD_SAMPLES, known_bad_samples
 from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import TrainStep
-from src.engine.trainer import EVALUATION_DUE, Loop, Parts, fit
+from src.engine.trainer import EVALUATION_DUE, IMAGES, Loop, Parts, fit
 from src.log import get_console, silence_other_ranks
 from src.losses import check_outputs, create_loss
 from src.losses.counts import batch_counts
@@ -113,7 +113,9 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     finally:
         if bad and bad.names:
             listed = ", ".join(bad.names)
-            get_console().print(f"{len(bad.names)} training samples left out: {listed} ({run / BAD_SAMPLES})")
+            place = f" ({run / BAD_SAMPLES})" if (run / BAD_SAMPLES).is_file() else ""
+            text = f"{len(bad.names)} training samples left out: {listed}{place}"
+            get_console().print(text, markup=False, soft_wrap=True)
 
 
 def create_network(config: Config, num_classes: int, world_size: int):
@@ -185,6 +187,7 @@ def start(config: Config, run: Path, network, optimizer, classes, rank: int, wor
     """Loads the first that exists: the run's newest good checkpoint, pretrained weights; the checkpoint's state."""
     state = checkpoint.resume(run, network, optimizer, classes.names, rank, world_size)
     if state is not None:
+        require_images(run, state, math.prod(step_shape(config, world_size)))
         return state
     source = config.model.pretrained
     if not source:
@@ -198,15 +201,31 @@ def start(config: Config, run: Path, network, optimizer, classes, rank: int, wor
     return {}
 
 
+def require_images(run: Path, state: dict, images: int) -> None:
+    """Raises ValueError where the run in a folder has made its steps of another number of images."""
+    if state.get(IMAGES, images) != images:
+        raise ValueError(
+            f"{run} was trained with {state[IMAGES]} images a step, now there would be {images}: the learning rate and "
+            "the order of the samples are for the former. Start it on as many devices as before, or give this run "
+            "another name=..."
+        )
+
+
+def step_shape(config: Config, world_size: int) -> tuple[int, int, int]:
+    """Images of a micro-batch, micro-batches, devices: their product is the images a step."""
+    return config.train.batch_size, config.train.accumulate, world_size
+
+
 def rates(config: Config, world_size: int) -> np.ndarray:
     """Learning rate of every step, (steps,); says aloud where it is not that of the settings."""
-    o, batch = config.optimizer, (config.train.batch_size, config.train.accumulate, world_size)
+    o, batch = config.optimizer, step_shape(config, world_size)
     factor = batch_factor(o.name, math.prod(batch), o.reference_batch)
     if o.reference_batch is not None:
         get_console().print(
             f"learning rate {o.lr:g} for {o.reference_batch} images a step is {o.lr * factor:g} for "
             f"{math.prod(batch)} = {batch[0]} x {batch[1]} micro-batches x {batch[2]} devices "
-            f"({'linear' if o.name == 'sgd' else 'square root'}, optimizer.reference_batch)"
+            f"({'linear' if o.name == 'sgd' else 'square root'}, optimizer.reference_batch)",
+            soft_wrap=True,
         )
     return factor * learning_rates(
         o.lr, config.train.steps, warmup_steps=o.warmup_steps, warmup_ratio=o.warmup_ratio, power=o.power,

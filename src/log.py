@@ -193,9 +193,18 @@ class MetricsLog:
             self._replace([r for r in records if (r.get("kind"), r.get("step")) not in repeated])
 
     def _replace(self, records: list[dict[str, Any]]) -> None:
-        new = self.path.with_name(f"{self.path.name}.new")
-        new.write_text("".join(map(_to_line, records)), encoding="utf-8")
-        os.replace(new, self.path)
+        replace_file(self.path, "".join(map(_to_line, records)))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a text file in one move; of a full disk an OSError that names it, and nothing is left beside it."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8", newline="")
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Progress on a terminal and in logs; metrics.jsonl through kills and resumes."""
 
+import errno
 import io
 import json
 import math
@@ -11,7 +12,16 @@ import pytest
 from rich.console import Console
 
 import src.log
-from src.log import MetricsLog, format_seconds, format_speed, get_console, progress, read_metrics, silence_other_ranks
+from src.log import (
+    MetricsLog,
+    format_seconds,
+    format_speed,
+    get_console,
+    progress,
+    read_metrics,
+    replace_file,
+    silence_other_ranks,
+)
 
 
 class Clock:
@@ -200,7 +210,7 @@ def test_interrupted_truncation_leaves_the_old_file(tmp_path, monkeypatch):
     log = write_steps(tmp_path / "metrics.jsonl", 1, 2)
 
     def fail(*paths):
-        raise OSError("killed")
+        raise OSError(errno.EIO, "killed")
 
     monkeypatch.setattr(src.log.os, "replace", fail)
     with pytest.raises(OSError, match="killed"):
@@ -227,3 +237,17 @@ def test_metrics_are_json_for_others(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.write({"loss": math.nan})
     assert json.loads(log.path.read_text(), parse_constant=pytest.fail) == {"loss": None}
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    file = tmp_path / "table.csv"
+    replace_file(file, "old\n")
+
+    def full(path, text, **options):
+        path.touch()  # the name fits, the content does not
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device: '.*table.csv'"):
+        replace_file(file, "new\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"] and file.read_bytes() == b"old\n"

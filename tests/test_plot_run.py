@@ -106,7 +106,8 @@ def test_misuse_exits_with_2_and_says_why(tmp_path, capsys):
     assert "there is no metrics file" in refusal([str(tmp_path / "empty")], capsys)
     assert "holds no record yet" in refusal([str(tmp_path / "fresh")], capsys)
     assert "given twice" in refusal([str(run), str(run)], capsys)
-    assert "not supported" in refusal([str(run), "--output", str(tmp_path / "a.xyz")], capsys)
+    for name in ("a.xyz", ""):
+        assert "does not end in .png or .svg" in refusal([str(run), "--output", str(tmp_path / name)], capsys)
     assert "metrics.jsonl" in refusal([str(run), "--output", str(run / "metrics.jsonl" / "a.png")], capsys)
     assert "RUN" in refusal([], capsys)
 

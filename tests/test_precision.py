@@ -47,7 +47,7 @@ def test_the_scale_by_hand():
     assert next_scale(scaled(MOST, PATIENCE - 1), 1.0, 2.0) == scaled(MOST)
     assert next_scale(scaled(1024.0, 5), math.nan, math.nan) == scaled(1024.0)  # a bad step: not the scale's fault
     assert next_scale(scaled(LEAST, 5), 1.0, math.nan) == scaled(LEAST)
-    state, scales = precision.first_scale(), []
+    state, scales = precision.carry_scale({}, True), []
     for _ in range(PATIENCE):
         state = next_scale(state, 1.0, 1.0)
         scales.append(state[LOSS_SCALE])
@@ -115,3 +115,9 @@ def test_a_run_in_float16_goes_on_to_the_last_bit(tmp_path, monkeypatch):
     scales = [record[LOSS_SCALE] for record in records if record["kind"] == "train"]
     steps = {after / before for before, after in pairwise(scales)}
     assert steps == {0.5, 1.0, 2.0} and state[SKIPPED] > 0 and state[BAD_STEPS] == 0, scales
+
+
+def test_a_scale_is_carried_on_and_left_behind():
+    state = {"step": 3, **precision.carry_scale({}, True), "loss_scale": 512.0}
+    assert precision.carry_scale(state, True) == state
+    assert precision.carry_scale(state, False) == {"step": 3}  # products are float32 or bfloat16 now

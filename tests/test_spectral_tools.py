@@ -16,8 +16,8 @@ from src.spectral.options import SpectralOptions
 from src.spectral.segments import decompose
 from src.spectral_features import FeatureMaker
 from tests.commands import refuse, succeed
-from tests.vit_reference import layer_norm, timm_forward, timm_weights
 from tests.tiny import write_config
+from tests.vit_reference import layer_norm, timm_forward, timm_weights
 
 MAKE, SHOW = "tools/compute_segments.py", "tools/inspect_spectrum.py"
 

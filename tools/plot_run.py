@@ -27,6 +27,7 @@ from src.log import get_console, read_metrics  # noqa: E402
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito, for every eye
 DASHES = ("-", "--", ":", "-.")
 SMOOTHING = 0.015  # half the smoothing window, as a share of a curve's records
+ENDINGS = (".png", ".svg")
 KINDS = ("train", "eval")  # of records
 DRAWN = ("loss", "lr", "miou", "images_per_s", "waiting")
 Curve = tuple[np.ndarray, np.ndarray]  # steps (N,), values (N,)
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     output = options.output or options.runs[0] / "curves.png"
+    if output.suffix not in ENDINGS:
+        parser.error(f"argument --output: {output} does not end in {' or '.join(ENDINGS)}; name the picture's file")
     try:
         runs = {name: load_run(path) for name, path in zip(run_names(options.runs), options.runs, strict=True)}
         output.parent.mkdir(parents=True, exist_ok=True)

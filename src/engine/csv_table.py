@@ -1,10 +1,12 @@
 """Records of one kind as a CSV file: one row a record, nested values in columns of their own."""
 
 import csv
-import os
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from src.log import replace_file
 
 END = "\n"
 
@@ -56,9 +58,8 @@ class CsvTable:
         if not self.columns:
             self.path.unlink(missing_ok=True)
             return
-        new = self.path.with_name(f"{self.path.name}.new")
-        with new.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator=END)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(new, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, lineterminator=END)
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_file(self.path, text.getvalue())

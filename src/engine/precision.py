@@ -48,9 +48,13 @@ def half_type(level: str, target: str):
     return ms.bfloat16 if multiplies(ms.bfloat16) else ms.float16
 
 
-def first_scale() -> dict:
-    """The entries of a new run's state."""
-    return {LOSS_SCALE: FIRST, GOOD_STEPS: 0}
+def carry_scale(state: dict, scaled: bool) -> dict:
+    """A state to go on with: with the first scale where it has none, without any where nothing is scaled.
+
+    A run may go on on another device, which multiplies in another type.
+    """
+    first = {LOSS_SCALE: FIRST, GOOD_STEPS: 0}
+    return first | state if scaled else {key: value for key, value in state.items() if key not in first}
 
 
 def overflowed(state: dict, loss: float, norm: float) -> bool:

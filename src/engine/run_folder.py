@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from src.log import replace_file
+
 CONFIG = "config.yaml"
 # Settings that may differ when a run goes on: they change neither the samples nor the weights.
 FREE = (
@@ -31,9 +33,7 @@ def open_run(output_dir: str, name: str, config_text: str, create: bool = True) 
     file = run / CONFIG
     if file.exists() and (run / "checkpoints").exists():
         refuse_other_settings(run, file.read_text(), config_text)
-    draft = file.with_suffix(".new")
-    draft.write_text(config_text)
-    os.replace(draft, file)
+    replace_file(file, config_text)
     return run
 
 

@@ -60,7 +60,7 @@ class Logs:
     def tell_bad_samples(self, bad: Any) -> None:
         """Names the bad samples that were found since the last call, on the console and in a file."""
         for entry in bad.take_new():
-            get_console().print(f"left out: {entry['name']}: {entry['reason']}", markup=False)
+            get_console().print(f"left out: {entry['name']}: {entry['reason']}", markup=False, soft_wrap=True)
             MetricsLog(self.run / BAD_SAMPLES).write(entry)
 
 

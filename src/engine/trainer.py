@@ -13,7 +13,7 @@ from mindspore import nn
 from src.distributed import sum_counts
 from src.engine.autopsy import write_autopsy
 from src.engine.checkpoint import save_checkpoint
-from src.engine.precision import LOSS_SCALE, first_scale, next_scale, overflowed
+from src.engine.precision import LOSS_SCALE, carry_scale, next_scale, overflowed
 from src.engine.recent_steps import MEASURED, RecentSteps, forecast
 from src.engine.run_logs import Logs
 from src.engine.step_means import StepMeans
@@ -25,6 +25,7 @@ from src.log import get_console, progress
 SKIPPED, BAD_STEPS = "skipped", "bad_steps"  # steps that updated nothing: of the whole run, in a row up to now
 EVALUATION_DUE = "evaluation_due"  # true where the run was stopped before, or in, the evaluation of the step
 MEANS = "means"  # sums since the last line of the log
+IMAGES = "images_a_step"  # over all devices and micro-batches
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,8 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
     logs = open_logs(loop, state) if loop.rank == 0 else None
     images = loop.batch_size * loop.accumulate * loop.world_size
     means, recent = StepMeans(images, state.get(MEANS)), RecentSteps(images)
-    state = {key: value for key, value in state.items() if key != MEANS}
-    if parts.step_cell.scaled:
-        state = first_scale() | state
+    state = {key: value for key, value in state.items() if key != MEANS} | {IMAGES: images}
+    state = carry_scale(state, parts.step_cell.scaled)
     if any_asked(loop, parts.stop):
         raise Stopped(f"{reason(parts.stop)} before the first step; the same command starts it again")
     if EVALUATION_DUE in state:

@@ -33,8 +33,8 @@ KNOWN = (
     (
         r"(?i)out of memory|memory not enough|bad_alloc|cannot allocate memory|allocate (?:device )?memory fail",
         "out of memory",
-        "lower train.batch_size (raise train.accumulate by the same factor: the step stays the same), "
-        "data.workers or data.crop_size",
+        "lower train.batch_size and raise train.accumulate by the same factor, which keeps the step, or lower "
+        "data.crop_size, under another name=...; or lower data.workers and go on",
     ),
     (
         r"(?i)nccl[^\n]*unhandled system error",
@@ -72,7 +72,8 @@ KNOWN = (
 KILLED = {
     signal.SIGKILL: (
         "killed by SIGKILL, as the kernel does when memory runs out",
-        "`dmesg | grep -i oom` tells; lower train.batch_size or data.workers, or raise the container's limit",
+        "`dmesg | grep -i oom` tells; lower data.workers, or train.batch_size under another name=..., or raise the "
+        "container's limit",
     ),
     signal.SIGBUS: (
         "killed by SIGBUS, mostly because /dev/shm is full",
