@@ -217,7 +217,7 @@ def read_result(run: Path, config: Config, classes: Sequence[str]) -> dict | Non
     """Scores and speed of a run that has done all its steps; None where it has not.
 
     The scores are those of the evaluation after the last step. seconds_per_step and waiting (share of the time spent
-    waiting for data, 0 to 1) are medians over the logged windows without the first, in which the step is compiled.
+    waiting for data, 0 to 1) are medians over the logged windows without the first, in which caches fill.
     Raises ValueError where the run has finished and its log does not hold that evaluation.
     """
     steps = config.train.steps
