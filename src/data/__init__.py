@@ -1,20 +1,23 @@
 """From the `data` section of a config to classes, training batches and evaluation samples."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from src.config import DataConfig, lookup
 from src.config_options import check_options
 from src.data.bad_samples import BadSamples
-from src.data.classes import Classes, read_classes
+from src.data.classes import Classes, identity_table, read_classes
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
 from src.data.folds import coco_20i, pascal_5i
 from src.data.holdout import select_part, split_part
+from src.data.listing import require_folder
 from src.data.loader import SampleStream, create_batches
 from src.data.published import ade20k, cityscapes, coco_stuff_10k, loveda, pascal_context
-from src.data.reading import Item, Sample, item_size, read_item
+from src.data.reading import FileItem, Item, Sample, item_size, read_item
 from src.data.transforms import (
     MEAN_PIXEL,
     Transform,
@@ -52,14 +55,33 @@ def load_classes(data: DataConfig) -> Classes:
 
 
 def load_items(data: DataConfig, split: str) -> Sequence[Item]:
-    """The items of one split, or of a part of it (see holdout.py).
+    """The items of one split, or of a part of it (see holdout.py); those for training with scribbles where given.
 
     Raises ValueError for options that the data set does not take.
     """
     items, _ = lookup(DATASETS, data.dataset, "data set")
     options = check_options(f"data.options ({data.dataset})", items, data.options, positional=2)
     name, part = split_part(split)
-    return select_part(items(data.root, name, **options), part)
+    chosen = select_part(items(data.root, name, **options), part)
+    if data.scribbles is None or split != data.train_split:
+        return chosen
+    return scribbled(chosen, Path(data.scribbles), len(load_classes(data)))
+
+
+def scribbled(items: Sequence[Item], folder: Path, num_classes: int) -> list[FileItem]:
+    """The items with the label files of a folder, class ids or 255; FileNotFoundError where some have none."""
+    require_folder(folder, "make it with tools/make_scribbles.py")
+    drawn = [item.name for item in items if not isinstance(item, FileItem)]
+    if drawn:
+        raise ValueError(f"data.scribbles: {drawn[0]} is a drawn scene without a file, which takes no scribbles")
+    missing = [item.name for item in items if not (folder / f"{item.name}.png").is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"data.scribbles: {folder} has no file for {len(missing)} of {len(items)} samples, the first is "
+            f"{missing[0]}.png; make them with tools/make_scribbles.py"
+        )
+    table = identity_table(num_classes)
+    return [replace(item, label=folder / f"{item.name}.png", table=table) for item in items]
 
 
 def train_transforms(
