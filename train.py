@@ -89,14 +89,15 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
         return state
     loop = create_loop(config, run, state.get("step", 0), classes, rank, world_size)
     step_cell = TrainStep(
-        network, loss, optimizer, COLUMNS,
+        network, loss, optimizer, columns_of(loss),
         clip_norm=config.optimizer.clip_norm, accumulate=config.train.accumulate, world_size=world_size,
     )  # fmt: skip
     bad = None
     if config.data.on_bad_sample == "skip":
         bad = BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
+    batches = create_batches(config, loop, len(classes), items, bad, step_cell.columns)
     parts = Parts(
-        network, step_cell, rates(config), create_batches(config, loop, len(classes), items, bad), count,
+        network, step_cell, rates(config), batches, count,
         create_validation(config, network, classes, samples, rank, world_size, stop),
         graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size)),
         stop, items, bad,
@@ -121,7 +122,12 @@ def create_loop(config: Config, run: Path, first_step: int, classes, rank: int, 
     )  # fmt: skip
 
 
-def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: BadSamples | None):
+def columns_of(loss) -> tuple[str, ...]:
+    """Names of the batch's arrays that a training step with this loss takes."""
+    return (*COLUMNS, *getattr(loss, "columns", ()))
+
+
+def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: BadSamples | None, columns=COLUMNS):
     """The batches that this rank has still to take; none after the last step, which may await its evaluation."""
     if loop.first_step == loop.steps:
         return iter(())
@@ -129,7 +135,7 @@ def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: Bad
     return create_train_batches(
         config.data, max_classes=config.data.max_classes or num_classes, seed=config.seed, rank=loop.rank,
         world_size=loop.world_size, batch_size=loop.batch_size, first_sample=loop.first_step * per_step,
-        num_samples=(loop.steps - loop.first_step) * per_step, items=items, bad=bad,
+        num_samples=(loop.steps - loop.first_step) * per_step, items=items, bad=bad, columns=columns,
     )  # fmt: skip
 
 

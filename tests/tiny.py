@@ -31,6 +31,8 @@ HEADS = {
     "fcn": {"name": "fcn", "channels": 8, "norm": "group", "dropout": 0.3},
     "segvit": {"name": "segvit", "channels": 16, "num_heads": 2, "num_layers": 1, "dropout": 0.3},
     "alignseg": {"name": "alignseg", "channels": 8, "norm": "group", "dropout": 0.3},
+    "upernet": {"name": "upernet", "channels": 8, "auxiliary": 4, "norm": "group", "dropout": 0.3},
+    "consistency": {"name": "consistency", "channels": 8, "main": {"name": "fcn", "channels": 8, "norm": "group"}},
 }
 
 
@@ -47,7 +49,9 @@ def tiny_step(
     """A train step with SGD, lr to be given with each step; loss: name or settings; options go to the step."""
     loss = loss if isinstance(loss, dict) else {"name": loss}
     settings = OptimizerConfig(**{"name": "sgd", "lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, **(optimizer or {})})
-    return TrainStep(network, create_loss(loss, K), create_optimizer(network, settings), COLUMNS, **options)
+    loss = create_loss(loss, K)
+    columns = (*COLUMNS, *getattr(loss, "columns", ()))
+    return TrainStep(network, loss, create_optimizer(network, settings), columns, **options)
 
 
 def draw_batch(count: int, seed: int = 0, ignored: float = 0.2, size=SIZE) -> dict[str, np.ndarray]:

@@ -48,6 +48,9 @@ DATASETS: dict[str, tuple[Callable, Callable | str]] = {
 }
 
 
+IMAGE_PRESENT = "image_present"
+
+
 def load_classes(data: DataConfig) -> Classes:
     """The classes of the configured data set."""
     _, classes = lookup(DATASETS, data.dataset, "data set")
@@ -85,10 +88,14 @@ def scribbled(items: Sequence[Item], folder: Path, num_classes: int) -> list[Fil
 
 
 def train_transforms(
-    data: DataConfig, max_classes: int, pad_pixel: tuple[int, int, int] = MEAN_PIXEL
+    data: DataConfig, max_classes: int, pad_pixel: tuple[int, int, int] = MEAN_PIXEL, image_classes: int = 0
 ) -> list[Transform]:
-    """The training recipe in its order; max_classes: room for class ids in the column `present`."""
+    """The training recipe in its order; max_classes: room for class ids in the column `present`.
+
+    image_classes: room in the column `image_present`, the classes of the whole image; 0: there is none.
+    """
     return [
+        *([present_classes(image_classes, IMAGE_PRESENT)] if image_classes else []),
         random_resize(data.base_size, data.scale_range),
         random_crop(data.crop_size, data.max_class_share),
         random_flip(data.flip),
@@ -111,17 +118,22 @@ def create_train_batches(
     pad_pixel: tuple[int, int, int] = MEAN_PIXEL,
     items: Sequence[Item] | None = None,
     bad: BadSamples | None = None,
+    columns: Sequence[str] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Augmented batches of this rank: num_samples samples after the first_sample ones that it has taken already.
 
     Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W) int32, valid (B, H, W) uint8, present
-    (B, max_classes) int32 and item (B,) int32, the index in `items` (None: the items of data.train_split) of what each
-    sample was made of. Missing data and wrong settings raise here, bad files while iterating, unless `bad` notes them.
+    (B, max_classes) int32, image_present (B, K) int32 where `columns` names it, and item (B,) int32, the index in
+    `items` (None: the items of data.train_split) of what each sample was made of. Missing data and wrong settings raise
+    here, bad files while iterating, unless `bad` notes them.
     """
+    classes = load_classes(data)
     stream = SampleStream(
         items=load_items(data, data.train_split) if items is None else items,
-        table=load_classes(data).table,
-        transforms=train_transforms(data, max_classes, pad_pixel),
+        table=classes.table,
+        transforms=train_transforms(
+            data, max_classes, pad_pixel, len(classes) if IMAGE_PRESENT in columns else 0
+        ),
         seed=seed,
         length=num_samples,
         rank=rank,
