@@ -89,7 +89,7 @@ class ConsistencyLoss(nn.Cell):
         top, total = ops.amax(shares, 1, True), shares.sum(1, keepdims=True)
         sure = (top >= self.tau * total).astype(ms.float32) * (total > 0.0).astype(ms.float32) * inside
         if self.labels == "both":
-            sure = sure * (cells == IGNORE).astype(ms.float32)
+            sure = sure * (1.0 - (cells != IGNORE).astype(ms.float32))
         sure = sure * spread((progress >= self.pseudo_start).astype(ms.float32).reshape(1, 1, 1), sure.shape)
         guessed = class_targets(self.argmax(shares).reshape(b, 1, n), ids) * spread(sure, shape)
         return scribbled, guessed

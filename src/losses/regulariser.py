@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.constants import IGNORE
 from src.functional import check_choice, spread
 from src.losses.pairwise import NORMS, DenseEnergy, WindowEnergy
 
@@ -66,7 +67,7 @@ class Regulariser(nn.Cell):
         """(B,) float32: shares (B, K, h, w), colours (B, 3, h, w) 0 to 1, embedding (B, D, h, w) or None, cells
         (B, 1, h, w) int32 labels, inside (B, 1, h, w) 1.0 where a cell is real, progress () share of the steps done."""
         low, high = self.beta_ramp
-        beta = ops.clamp((progress - low) / max(high - low, 1e-9), 0.0, 1.0)
+        beta = ops.minimum(ops.relu((progress - low) / max(high - low, 1e-9)), 1.0)
         features = ()
         for kernel in self.kernels:
             features += (self.features(kernel, colours, embedding, beta),)
@@ -90,7 +91,7 @@ class Regulariser(nn.Cell):
         """g (B, 1, h, w)."""
         if self.gate == "valid":
             return inside
-        free = (cells == 255).astype(ms.float32)
+        free = 1.0 - (cells != IGNORE).astype(ms.float32)
         if self.gate == "unlabelled":
             return inside * free
         surest = ops.stop_gradient(ops.amax(shares, 1, True))
