@@ -84,9 +84,7 @@ def test_two_cells(hand):
     # the identity with the DenseCRF loss of rloss
     assert row(hand, "sum", SOFT)[0] == pytest.approx(3.2130613194 - 1.7209633014 - 0.74, abs=1e-6)
     value, gradient = row(hand, "pixel", SOFT)
-    np.testing.assert_allclose(
-        gradient, [(-0.1819592, -0.4245715), (-0.4852245, -0.1213061), (0, 0)], atol=1e-6
-    )  # and the invalid cell has none
+    np.testing.assert_allclose(gradient, [(-0.1819592, -0.4245715), (-0.4852245, -0.1213061), (0, 0)], atol=1e-6)
     shares = np.array(SOFT)
     logits = shares * (gradient - (gradient * shares).sum(1, keepdims=True))
     np.testing.assert_allclose(logits[:2], [(0.03881796, -0.03881796), (-0.07642286, 0.07642286)], atol=1e-6)
@@ -298,17 +296,3 @@ def test_what_colour_cannot_separate_the_embedding_does():
     assert (np.abs(accuracy[0] - 0.5) < 0.1).all()
     assert (accuracy[1] == 1.0).all() and (accuracy[3] == 1.0).all()
     assert accuracy[2].max() < 0.95
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"impl": "sparse"}, "impl 'sparse'"), ({"gate": "open"}, "gate 'open'"), ({"norm": "max"}, "norm 'max'"),
-        ({"stride": 0}, "stride is 0"), ({"blocks": 0}, "blocks is 0"), ({"kernels": ()}, "kernels"),
-        ({"kernels": ((1.0, 0.0, 0.0, 0.0),)}, "a sigma above 0"), ({"beta_ramp": (0.5, 0.1)}, "ascending"),
-        ({"impl": "window", "radius": 0}, "radius is 0"), ({"start": 2.0}, "start 2.0"),
-    ],
-)  # fmt: skip
-def test_settings_without_a_meaning_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        Regulariser(2, **wrong)
