@@ -298,15 +298,3 @@ def test_settings_that_may_differ_go_on(run_once, capsys):
     train.train(config.model_copy(update={"train": settings}))
     assert load_config(run / "config.yaml").train.log_every == 2
     train.train(config)
-
-
-@pytest.mark.parametrize("place", ["name", "output_dir"])
-def test_a_file_in_the_place_of_the_folder(place, tmp_path):
-    config = load_config(write_config(tmp_path), [f"output_dir={tmp_path / 'runs'}"])
-    taken = tmp_path / "runs" / ("tiny" if place == "name" else "")
-    taken.parent.mkdir(exist_ok=True)
-    taken.write_text("a file")
-    with pytest.raises(PermissionError, match="cannot make the run's folder .*tiny: .*; set output_dir"):
-        train.train(config)
-
-

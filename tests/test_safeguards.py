@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+import train
 from predict import predict_files
+from src.config import load_config
 from src.engine.checkpoint_files import WEIGHTS
 from src.engine.weights import CLASSES, require_classes
 from src.models.layers import create_norm, synchronise_norms
 from src.predictor import Predictor
+from tests.tiny import write_config
 
 
 def test_weights_of_other_classes_are_refused(tmp_path):
@@ -43,3 +46,13 @@ def test_a_bad_image_is_named_and_the_others_are_labelled(tmp_path):
         predict_files(predictor, files, tmp_path)
     labels = Image.open(tmp_path / "out" / "good_labels.png")
     assert (labels.mode, labels.size) == ("P", (9, 7))
+
+
+@pytest.mark.parametrize("place", ["name", "output_dir"])
+def test_a_file_in_the_place_of_the_folder(place, tmp_path):
+    config = load_config(write_config(tmp_path), [f"output_dir={tmp_path / 'runs'}"])
+    taken = tmp_path / "runs" / ("tiny" if place == "name" else "")
+    taken.parent.mkdir(exist_ok=True)
+    taken.write_text("a file")
+    with pytest.raises(PermissionError, match="cannot make the run's folder .*tiny: .*; set output_dir"):
+        train.train(config)
