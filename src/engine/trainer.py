@@ -20,6 +20,7 @@ from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import StepResult, TrainStep, draw_noise, run_step
 from src.log import get_console, progress
 
+PROGRESS = "progress"  # key of a batch: share (1,) of the steps that are done, for losses with a schedule
 # Keys of a checkpoint's state, besides step, miou, best_miou and best_step:
 SKIPPED, BAD_STEPS = "skipped", "bad_steps"  # steps that updated nothing: of the whole run, in a row up to now
 EVALUATION_DUE = "evaluation_due"  # true where the run was stopped before, or in, the evaluation of the step
@@ -95,7 +96,8 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
     with progress(loop.steps, "train", completed=loop.first_step, disable=loop.rank != 0) as advance:
         for step in range(loop.first_step, loop.steps):
             means.start()
-            group = [next(parts.batches) for _ in range(loop.accumulate)]
+            progress_now = {PROGRESS: np.array([step / loop.steps], np.float32)}
+            group = [{**next(parts.batches), **progress_now} for _ in range(loop.accumulate)]
             means.data_ready()
             result = take_step(loop, parts, state, step, group, parts.stop.asked())
             means.add(result)
