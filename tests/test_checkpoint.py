@@ -271,13 +271,14 @@ def test_other_settings_are_refused_by_name(run_once):
     other = config.model_copy(
         update={
             "optimizer": config.optimizer.model_copy(update={"lr": 0.5}), "seed": 9,
-            "train": config.train.model_copy(update={"log_every": 2}),
+            "train": config.train.model_copy(update={"log_every": 2, "ema_decay": None}),
         }
     )  # fmt: skip
     with pytest.raises(ValueError) as caught:
         train.train(other)
     text = str(caught.value)
-    for part in (str(run), "another name=", "optimizer.lr: 0.001 there, 0.5 now", "seed: 0 there, 9 now"):
+    changes = ("optimizer.lr: 0.001 there, 0.5 now", "seed: 0 there, 9 now", "train.ema_decay: 0.9 there, null now")
+    for part in (str(run), "another name=", *changes):
         assert part in text
     assert "log_every" not in text  # may differ: it changes neither samples nor weights
     assert load_config(run / "config.yaml") == config  # the refused settings were not written
