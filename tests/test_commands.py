@@ -96,7 +96,7 @@ def test_the_training_tells_of_itself(run):
     minutes, seconds, step, evaluation = map(float, forecast.groups()[:4])
     assert 60 * minutes + seconds == pytest.approx(60 * step + evaluation, abs=0.6)
     assert re.search(
-        r"train 60/60 100% [\d.]+ it/s took \d+:\d\d loss [\d.]+ "
+        r"train 60/60 100% [\d.]+ (it/s|s/it) took \d+:\d\d loss [\d.]+ "
         r"\(ce [\d.]+ mask [\d.]+ dice [\d.]+ diversity [\d.]+\) "
         r"lr 5.0e-05 [\d.]+ images/s waiting for data [\d.]+% memory (\d+ MiB|[\d.]+ GiB)", text
     )  # fmt: skip

@@ -148,7 +148,7 @@ class Rehearsal:
     def __init__(self, monkeypatch, first_step: int) -> None:
         self.taken, self.inside = [], False
         self.loop = make_loop(Path(), steps=12, evaluate_every=5, first_step=first_step, accumulate=2)
-        self.parts = Parts(None, None, None, iter("abcdef"), len, dict, None, ())
+        self.parts = Parts(None, None, None, iter([{"number": i} for i in range(6)]), len, dict, None, ())
         times = iter([10.0, 12.0, 20.0, 50.0, 60.0, 61.5])
         monkeypatch.setattr(preflight, "take_step", self.take_step)
         monkeypatch.setattr(preflight.time, "perf_counter", lambda: next(times))
@@ -162,15 +162,16 @@ class Rehearsal:
 
     def take_step(self, loop, parts, state, step, group, stop):
         assert loop is self.loop and parts is self.parts and math.isnan(stop)
-        self.taken.append((step, state["skipped"], group, self.inside))
+        assert all(batch["progress"] == np.float32(2 / 12) for batch in group)
+        self.taken.append((step, state["skipped"], [batch["number"] for batch in group], self.inside))
 
 
 def test_the_first_step_is_rehearsed_and_its_data_are_not_lost(monkeypatch, capsys):
     rehearsal = Rehearsal(monkeypatch, first_step=2)
     parts = rehearse(rehearsal.loop, rehearsal.parts, {"skipped": 1}, rehearsal, 45.0)
     compiled, *timed = rehearsal.taken
-    assert compiled == (2, 1, ["a", "b"], True) and timed == 3 * [(2, 1, ["a", "b"], False)]
-    assert list(parts.batches) == list("abcdef")
+    assert compiled == (2, 1, [0, 1], True) and timed == 3 * [(2, 1, [0, 1], False)]
+    assert [batch["number"] for batch in parts.batches] == list(range(6))
     told = "about 2:35 to go: 10 steps of 2 s and 3 evaluations of 45 s; at most so far: memory 5 MiB"
     assert capsys.readouterr().out.splitlines()[1] == told
 

@@ -22,7 +22,7 @@ from src.config import OptimizerConfig
 from src.engine.checkpoint import FOLDER, checkpoint_size
 from src.engine.recent_steps import format_bytes, format_memory
 from src.engine.timing import peak_memory
-from src.engine.trainer import Loop, Parts, take_step
+from src.engine.trainer import Loop, Parts, read_group, take_step
 from src.log import format_seconds, get_console
 
 REHEARSALS = 3  # timed steps before the first
@@ -87,7 +87,7 @@ def rehearse(loop: Loop, parts: Parts, state: dict, cache: AbstractContextManage
     """
     if loop.first_step == loop.steps:
         return parts
-    group = [next(parts.batches) for _ in range(loop.accumulate)]
+    group = read_group(loop, parts, loop.first_step)
     get_console().print("the training step is compiled: half a minute for small networks")
     with cache:
         take_step(loop, parts, state, loop.first_step, group, math.nan)

@@ -96,8 +96,7 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
     with progress(loop.steps, "train", completed=loop.first_step, disable=loop.rank != 0) as advance:
         for step in range(loop.first_step, loop.steps):
             means.start()
-            progress_now = {PROGRESS: np.array([step / loop.steps], np.float32)}
-            group = [{**next(parts.batches), **progress_now} for _ in range(loop.accumulate)]
+            group = read_group(loop, parts, step)
             means.data_ready()
             result = take_step(loop, parts, state, step, group, parts.stop.asked())
             means.add(result)
@@ -115,6 +114,12 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
             leave = result.stop if loop.world_size > 1 else parts.stop.asked()
             state = close_step(loop, parts, logs, state, means, leave)
     return state
+
+
+def read_group(loop: Loop, parts: Parts, step: int) -> list[dict]:
+    """The micro-batches of a step, with the run's progress."""
+    progress_now = {PROGRESS: np.array([step / loop.steps], np.float32)}
+    return [{**next(parts.batches), **progress_now} for _ in range(loop.accumulate)]
 
 
 def open_logs(loop: Loop, state: dict) -> Logs:
