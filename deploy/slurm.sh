@@ -36,7 +36,7 @@ while :; do
   [ "$signalled" -eq 1 ] || break # a signal ends `wait`, not the step
 done
 
-# srun gives the highest code of its tasks: 85 is stopped and saved, 2 wrong usage, 1 a failure.
+# srun gives the highest code of its tasks: 85 is stopped and its steps saved, 2 wrong usage, 3 numbers gone bad, 1 a failure.
 echo "training ended with code $code"
 if [ "$code" -eq 85 ] && [ "$time_is_up" -eq 1 ]; then
   scontrol requeue "$SLURM_JOB_ID"

@@ -17,9 +17,9 @@ def config_parser(description: str, required: bool = True) -> argparse.ArgumentP
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"Exit codes: 0 success, {MISUSE} wrong usage, configuration or data, 1 anything else, {INTERRUPTED} "
-        f"interrupted; of training also {RESUME}: stopped by SIGTERM, SIGUSR1 or SIGINT and saved, the same command "
-        f"goes on; {DIVERGED}: the loss or its gradients were not finite for train.max_bad_steps steps in a row. "
-        f"{TRACEBACK_VARIABLE}=1 in the environment shows where an error arose.",
+        f"interrupted; of training also {RESUME}: stopped by SIGTERM, SIGUSR1 or SIGINT, its steps saved, the same "
+        f"command goes on; {DIVERGED}: the loss or its gradients were not finite for train.max_bad_steps steps in a "
+        f"row. {TRACEBACK_VARIABLE}=1 in the environment shows where an error arose.",
     )
     parser.add_argument("--config", required=required, metavar="FILE", help="YAML configuration of the run")
     parser.add_argument(

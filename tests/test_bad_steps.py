@@ -15,6 +15,7 @@ from src.data.loader import SampleStream
 from src.engine import trainer
 from src.engine.autopsy import as_json, first_bad_module, label_histogram, write_autopsy
 from src.engine.optimizer import SGD, Averaged
+from src.engine.preflight import keep_states, put_back
 from src.engine.train_step import TrainStep, draw_noise, run_step
 from src.engine.weights import begin_averages
 from src.losses import batch_counts
@@ -50,12 +51,12 @@ def plane_step(ema_decay: float | None = None, **options) -> TrainStep:
     return TrainStep(network, Total(), optimizer, ("image", "offset"), **options)
 
 
-def run_plane(step: TrainStep, images: list, offset: float = 0.0, inputs=(0.1,), stop: float = 0.0):
+def run_plane(step: TrainStep, images: list, offset: float = 0.0, inputs=(0.1,)):
     """One step at rate 0.1 on micro-batches of one image; returns its result."""
     batches = [{"image": np.array([image], np.float32), "offset": np.full(1, offset, np.float32)} for image in images]
     noise = np.ones((len(batches), 1, 1), np.float32)
     counts = np.array([0, 0, len(batches)], np.float32)
-    return run_step(step, np.array(inputs, np.float32), noise, batches, counts, stop)
+    return run_step(step, np.array(inputs, np.float32), noise, batches, counts)
 
 
 def states(step: TrainStep) -> list[bytes]:
@@ -103,19 +104,6 @@ def test_averages_follow_the_weights_and_stay_in_a_bad_step():
     assert abs(expected - step.network.weight.asnumpy()).max() > 0.05
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_rehearsal_updates_nothing(accumulate):
-    step, other = plane_step(accumulate=accumulate), plane_step(accumulate=accumulate)
-    images = [[1.0, 2.0], [3.0, -4.0]][:accumulate]
-    before = states(step)
-    for _ in range(2):
-        rehearsed = run_plane(step, images, stop=math.nan)
-        assert math.isnan(rehearsed.norm) and not rehearsed.stop and states(step) == before
-    taken = run_plane(step, images)
-    assert taken == run_plane(other, images) and states(step) == states(other) != before
-    assert rehearsed.terms == taken.terms and len(step.compile_cache) == 1
-
-
 @pytest.mark.parametrize("place", [0, 1])
 def test_one_bad_micro_batch_spoils_its_step_and_no_other(place):
     step, other = plane_step(accumulate=2), plane_step(accumulate=2)
@@ -161,6 +149,35 @@ def test_moments_and_running_statistics_stay(trained):
     moved = [name for name in start if good[name].tobytes() != start[name].tobytes()]
     assert any(name.endswith("moving_mean") for name in moved) and len(moved) > 0.8 * len(start)
     assert any(name.startswith("adam_v") for name in good)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "kept"),
+    [
+        ("adamw", {"accumulate": 2, "ema_decay": 0.8}, {"adam_m", "adam_v", "ema", "gradient_sum", "loss_sum"}),
+        ("sgd", {}, {"velocity"}),
+    ],
+)
+def test_what_a_rehearsal_changes_is_put_back(optimizer, options, kept):
+    settings = {"optimizer": {"name": optimizer}, "clip_norm": 1.0, **options}
+    step, other = (tiny_step(tiny_network(norm="batch"), **settings) for _ in range(2))
+    before, inputs = keep_states(step), step.optimizer.inputs(0, 1e-3)
+    names = {parameter.name.partition(".")[0] for parameter in step.get_parameters()}
+    assert names == {"backbone", "head", "good"} | kept
+    for _ in range(2):
+        run_batch(step, inputs)
+        put_back(step, before)
+    for _ in range(2):
+        assert run_batch(step, inputs) == run_batch(other, inputs)
+        assert [x.tobytes() for x in keep_states(step)] == [x.tobytes() for x in keep_states(other)]
+    assert len(step.compile_cache) == 1
+
+
+def run_batch(step: TrainStep, inputs: np.ndarray):
+    """One step on a batch drawn from the same seed in every micro-batch."""
+    batch = draw_batch(2)
+    noise = draw_noise(step.network.noise_rates, 0, 0, 2, accumulate=step.accumulate)
+    return run_step(step, inputs, noise, [batch] * step.accumulate, batch_counts(batch))
 
 
 def test_the_first_bad_module_is_found(trained):
@@ -238,9 +255,11 @@ def test_bias_correction_counts_updates_and_the_schedule_steps(monkeypatch):
     taken = []
     monkeypatch.setattr(trainer, "run_step", lambda cell, inputs, *rest: taken.append(inputs))
     step_cell = SimpleNamespace(inputs=lambda updates, rate, scale: (updates, rate))
-    network = SimpleNamespace(noise_rates=np.zeros(1))
+    network, stop = SimpleNamespace(noise_rates=np.zeros(1)), SimpleNamespace(asked=lambda: False)
     loop = SimpleNamespace(seed=0, batch_size=1, accumulate=1, rank=0, world_size=1)
-    parts = SimpleNamespace(step_cell=step_cell, network=network, count=len, rates=np.arange(9) / 10)
-    trainer.take_step(loop, parts, {"skipped": 2, "bad_steps": 0}, 5, [], 0.0)
-    trainer.take_step(loop, parts, {}, 5, [], 0.0)
+    parts = SimpleNamespace(
+        step_cell=step_cell, network=network, stop=stop, count=len, rates=np.arange(9) / 10
+    )
+    trainer.take_step(loop, parts, {"skipped": 2, "bad_steps": 0}, 5, [])
+    trainer.take_step(loop, parts, {}, 5, [])
     assert taken == [(3, 0.5), (5, 0.5)]

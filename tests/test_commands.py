@@ -90,8 +90,8 @@ def test_the_training_tells_of_itself(run):
     needed = re.search(r"disk ([\d.]+) MiB more needed, [\d.]+ \w+ free", text)
     assert files <= float(needed[1]) * 2**20 + 2**19 and "at its highest" in text[: text.index("the training step")]
     forecast = re.search(
-        r"about (\d+):(\d\d) to go: 60 steps of ([\d.e-]+) s and 1 evaluation of ([\d.e-]+) s; "
-        r"at most so far: memory (\d+ MiB|[\d.]+ GiB)", text
+        r"about (\d+):(\d\d) to go: 60 steps of ([\d.e-]+) s and 1 evaluation of ([\d.e-]+) s, "
+        r"if no step waits for data; at most so far: memory (\d+ MiB|[\d.]+ GiB)", text
     )  # fmt: skip
     minutes, seconds, step, evaluation = map(float, forecast.groups()[:4])
     assert 60 * minutes + seconds == pytest.approx(60 * step + evaluation, abs=0.6)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from src.constants import MISUSE, RESUME
+from src.constants import DIVERGED, MISUSE, RESUME
 from src.launching.checks import read_cluster
 from src.launching.group import Limits
 from tests.commands import ROOT
@@ -58,8 +58,8 @@ def test_the_volcano_job_has_the_fields_of_its_schema(job):
 def test_the_volcano_job_keeps_to_the_exit_codes(job):
     (task,) = job["spec"]["tasks"]
     actions = [(policy.get("exitCode", policy.get("event")), policy["action"]) for policy in task["policies"]]
-    assert actions[:2] == [(MISUSE, "AbortJob"), (RESUME, "RestartJob")]  # before PodFailed, which fits them, too
-    assert ("PodFailed", "RestartJob") in actions[2:]
+    exits = [(MISUSE, "AbortJob"), (DIVERGED, "AbortJob"), (RESUME, "RestartJob")]
+    assert actions[:3] == exits and ("PodFailed", "RestartJob") in actions[3:]  # which fits those, too
     pod = task["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     assert pod["terminationGracePeriodSeconds"] > Limits().stop + Limits().scheduler

@@ -169,7 +169,7 @@ def test_the_distributed_script_hands_signals_and_codes_through(job):
 def test_the_standalone_script_starts_again_and_hands_signals_through(job):
     program = script(job, "run_standalone_train.sh")
     code, out, err = job.run({"alone": ["first exit 85", "print end"]}, "seed=1", program=program, RETRIES="1")
-    assert code == 0 and "was stopped and has saved; starts again" in err and "end" in out
+    assert code == 0 and "was stopped, its steps saved; starts again" in err and "end" in out
     assert job.run({"alone": ["exit 2"]}, "seed=1", program=program, RETRIES="1")[0] == 2
     process = job.start({"alone": ["trap", "sleep 60"]}, "seed=1", program=program, RETRIES="1")
     job.await_files("alone.trapped")

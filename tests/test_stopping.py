@@ -41,7 +41,7 @@ def test_the_first_signal_is_noted_and_the_handlers_are_given_back(name, capfd):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.name == name  # and the process lives
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
-    assert capfd.readouterr().err.count("the run ends after this step") == 1
+    assert capfd.readouterr().err.count("the run ends as soon as its steps are saved") == 1
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
@@ -248,7 +248,7 @@ def test_a_real_process_leaves_with_the_codes_of_the_contract(tmp_path):
         process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=200)
         assert process.returncode == cli.RESUME == 85, text
-        assert "stopped by SIGTERM before the first step; the same command starts it again" in text.replace("\n", " ")
+        assert "stopped by SIGTERM before step 1 of 100000; the same command starts it again" in text.replace("\n", " ")
         assert not (run / "checkpoints").exists()
 
         process = start(config, tmp_path)
@@ -256,7 +256,7 @@ def test_a_real_process_leaves_with_the_codes_of_the_contract(tmp_path):
         process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=200)
         assert process.returncode == cli.RESUME, text
-        assert "SIGTERM: the run ends after this step" in text
+        assert "SIGTERM: the run ends as soon as its steps are saved" in text
         step = int(re.search(r"stopped by SIGTERM after step (\d+) of 100000, saved in", text.replace("\n", " "))[1])
         assert (run / "checkpoints" / "latest").resolve().name == f"step_{step:08d}"
 

@@ -6,9 +6,11 @@ import shutil
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mindspore import Parameter, Tensor
 
 from src.config import OptimizerConfig
 from src.engine import preflight, recent_steps
@@ -16,6 +18,7 @@ from src.engine.checkpoint import checkpoint_size, save_checkpoint
 from src.engine.preflight import most_checkpoints, rehearse, tell_plan
 from src.engine.recent_steps import WINDOW, RecentSteps, format_bytes, format_memory
 from src.engine.step_means import StepMeans
+from src.engine.stopping import Stopped
 from src.engine.train_step import StepResult
 from src.engine.trainer import Loop, Parts
 from tests.tiny import with_optimizer
@@ -143,13 +146,19 @@ def test_step_times_come_from_one_clock(monkeypatch):
 
 
 class Rehearsal:
-    """A loop of 12 steps in micro-batches of two, evaluated every 5, and what is asked of its steps."""
+    """A loop of 12 steps in micro-batches of two, evaluated every 5, whose steps add 1 to a weight.
 
-    def __init__(self, monkeypatch, first_step: int) -> None:
-        self.taken, self.inside = [], False
-        self.loop = make_loop(Path(), steps=12, evaluate_every=5, first_step=first_step, accumulate=2)
-        self.parts = Parts(None, None, None, iter([{"number": i} for i in range(6)]), len, dict, None, ())
-        times = iter([10.0, 12.0, 20.0, 50.0, 60.0, 61.5])
+    stop_at: number of the step before which the run is asked to stop.
+    """
+
+    def __init__(self, monkeypatch, first_step: int, stop_at: int = 99) -> None:
+        self.taken, self.inside, self.stop_at = [], False, stop_at
+        self.loop = make_loop(Path(), steps=12, evaluate_every=5, first_step=first_step, accumulate=2, world_size=1)
+        self.weight = Parameter(Tensor(np.float32([3.0])))
+        step_cell, stop = SimpleNamespace(get_parameters=lambda: [self.weight]), SimpleNamespace(name="SIGTERM")
+        stop.asked = lambda: len(self.taken) >= stop_at
+        self.parts = Parts(None, step_cell, None, iter([{"number": i} for i in range(6)]), len, dict, stop, ())
+        times = iter([0.0, 10.0, 10.0, 12.0, 20.0, 50.0, 60.0, 61.5])
         monkeypatch.setattr(preflight, "take_step", self.take_step)
         monkeypatch.setattr(preflight.time, "perf_counter", lambda: next(times))
         monkeypatch.setattr(preflight, "peak_memory", lambda: 5 * 2**20)
@@ -160,26 +169,44 @@ class Rehearsal:
     def __exit__(self, *error) -> None:
         self.inside = False
 
-    def take_step(self, loop, parts, state, step, group, stop):
-        assert loop is self.loop and parts is self.parts and math.isnan(stop)
-        assert all(batch["progress"] == np.float32(2 / 12) for batch in group)
+    def take_step(self, loop, parts, state, step, group) -> StepResult:
+        assert loop is self.loop and parts is self.parts
+        assert all(batch["progress"] == np.float32(step / 12) for batch in group)
+        stop = parts.stop.asked()
         self.taken.append((step, state["skipped"], [batch["number"] for batch in group], self.inside))
+        self.weight.set_data(self.weight + 1)
+        return StepResult({}, 1.0, stop)
 
 
-def test_the_first_step_is_rehearsed_and_its_data_are_not_lost(monkeypatch, capsys):
+def test_the_first_step_is_rehearsed_and_all_is_put_back(monkeypatch, capsys):
     rehearsal = Rehearsal(monkeypatch, first_step=2)
     parts = rehearse(rehearsal.loop, rehearsal.parts, {"skipped": 1}, rehearsal, 45.0)
     compiled, *timed = rehearsal.taken
     assert compiled == (2, 1, [0, 1], True) and timed == 3 * [(2, 1, [0, 1], False)]
-    assert [batch["number"] for batch in parts.batches] == list(range(6))
-    told = "about 2:35 to go: 10 steps of 2 s and 3 evaluations of 45 s; at most so far: memory 5 MiB"
-    assert capsys.readouterr().out.splitlines()[1] == told
+    assert [batch["number"] for batch in parts.batches] == list(range(6)) and rehearsal.weight.asnumpy() == 3.0
+    told = "about 2:35 to go: 10 steps of 2 s and 3 evaluations of 45 s, if no step waits for data; at most so far"
+    assert capsys.readouterr().out.splitlines()[1] == f"{told}: memory 5 MiB"
+
+
+def test_the_forecast_knows_an_evaluation_that_is_due(monkeypatch):
+    loop = Rehearsal(monkeypatch, first_step=11).loop
+    assert "1 step of 3 s and 1 evaluation of 4 s" in preflight.forecast(loop, 3.0, 4.0)
+    assert "about 0:11 to go: 1 step of 3 s and 2 evaluations" in preflight.forecast(loop, 3.0, 4.0, due=True)
 
 
 def test_a_run_without_a_step_left_is_not_rehearsed(monkeypatch, capsys):
     rehearsal = Rehearsal(monkeypatch, first_step=12)
     assert rehearse(rehearsal.loop, rehearsal.parts, {}, rehearsal, 45.0) is rehearsal.parts
     assert not rehearsal.taken and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("stop_at", "steps"), [(0, 0), (1, 2), (3, 4)])
+def test_a_stop_is_heard_before_and_between_rehearsals(monkeypatch, stop_at, steps):
+    for first_step, goes_on in ((0, "starts it again"), (4, "goes on from step 4")):
+        rehearsal = Rehearsal(monkeypatch, first_step, stop_at)
+        with pytest.raises(Stopped, match=f"SIGTERM before step {first_step + 1} of 12; the same command {goes_on}"):
+            rehearse(rehearsal.loop, rehearsal.parts, {"skipped": 0}, rehearsal, 45.0)
+        assert len(rehearsal.taken) == steps
 
 
 def test_units():

@@ -35,8 +35,9 @@ EPILOG = """environment:
   MASTER_PORT=p    port there, default 8118
   CLUSTER_TIMEOUT=s  seconds that the first machine waits for the last, default 600
 
-exit codes: 0 done; 85 stopped by a signal and saved, the same command goes on; 2 wrong usage; 130 interrupted twice;
-1 a process failed. SIGTERM, SIGINT and SIGUSR1 are passed on to the processes, which save and end.
+exit codes: 0 done; 85 stopped by a signal, its steps saved, the same command goes on; 2 wrong usage; 3 numbers gone
+bad; 130 interrupted twice; 1 a process failed. SIGTERM, SIGINT and SIGUSR1 are passed on
+to the processes, which save and end.
 """
 
 

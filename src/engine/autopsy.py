@@ -52,6 +52,7 @@ def write_autopsy(
     may need them; each describes its own samples, and gradients before they are summed. Numbers that are not finite are
     written as text.
     """
+    weights = [p.name for p in step_cell.network.get_parameters() if not is_finite(p)]  # before statistics are moved
     cell, parts = GradientNorms(step_cell), []
     for batch, factors, names in zip(batches, noise, samples, strict=True):
         arrays = [Tensor(np.ascontiguousarray(batch[name])) for name in step_cell.columns]
@@ -65,7 +66,6 @@ def write_autopsy(
             "first_bad_module": first_bad_module(step_cell.network, batch["image"], factors) or after(terms, norms),
             "gradient_norms": norms,
         })  # fmt: skip
-    weights = [p.name for p in step_cell.network.get_parameters() if not is_finite(p)]
     document = {**facts, "bad_weights": weights, "micro_batches": parts}
     path.write_text(json.dumps(as_json(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -4,25 +4,28 @@ It is refused where its checkpoints will not fit on the disk.
 """
 
 import errno
-import math
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from statistics import median
 
 import mindspore as ms
-from mindspore import nn
+import numpy as np
+from mindspore import nn, ops
 from rich.table import Table
 
 from src.config import OptimizerConfig
+from src.distributed import sum_counts
 from src.engine.checkpoint import FOLDER, checkpoint_size
 from src.engine.recent_steps import format_bytes, format_memory
+from src.engine.stopping import Stopped, StopSignals
 from src.engine.timing import peak_memory
-from src.engine.trainer import Loop, Parts, read_group, take_step
+from src.engine.train_step import TrainStep
+from src.engine.trainer import EVALUATION_DUE, Loop, Parts, read_group, reason, take_step
 from src.log import format_seconds, get_console
 
 REHEARSALS = 3  # timed steps before the first
@@ -82,30 +85,67 @@ def create_table(loop: Loop, settings: OptimizerConfig, peak: float, items: int,
 def rehearse(loop: Loop, parts: Parts, state: dict, cache: AbstractContextManager, evaluation: float) -> Parts:
     """Compiles the training step, times it and says how long the run will take; returns the parts to train with.
 
-    The rehearsals work on the data of the first step and update nothing. state: of the checkpoint, {} if new; cache:
-    what the compilation runs in; evaluation: seconds of one, about. A run with no step left is not rehearsed.
+    The first step is taken several times, each whole, and everything that it changed is put back. state: of the
+    checkpoint, {} if new; cache: what the compilation runs in; evaluation: seconds of one, about. A run with no step
+    left is not rehearsed. Raises Stopped where any device has been asked to stop.
     """
+    leave_if(loop, parts, any_asked(loop, parts.stop))
     if loop.first_step == loop.steps:
         return parts
-    group = read_group(loop, parts, loop.first_step)
+    group, before = read_group(loop, parts, loop.first_step), keep_states(parts.step_cell)
     get_console().print("the training step is compiled: half a minute for small networks")
-    with cache:
-        take_step(loop, parts, state, loop.first_step, group, math.nan)
     seconds = []
-    for _ in range(REHEARSALS):
+    for number in range(1 + REHEARSALS):
         start = time.perf_counter()
-        take_step(loop, parts, state, loop.first_step, group, math.nan)
+        with nullcontext() if number else cache:
+            result = take_step(loop, parts, state, loop.first_step, group)
         seconds.append(time.perf_counter() - start)
-    get_console().print(forecast(loop, median(seconds), evaluation), markup=False, soft_wrap=True)
+        leave_if(loop, parts, result.stop)
+    put_back(parts.step_cell, before)
+    text = forecast(loop, median(seconds[1:]), evaluation, due=EVALUATION_DUE in state)
+    get_console().print(text, markup=False, soft_wrap=True)
     return replace(parts, batches=chain(group, parts.batches))
 
 
-def forecast(loop: Loop, step: float, evaluation: float) -> str:
-    """How long a run will take. step, evaluation: seconds of one; of an evaluation as far as a single image tells."""
+def any_asked(loop: Loop, stop: StopSignals) -> bool:
+    """Whether any device has been asked to stop; the same answer on all of them."""
+    return stop.asked() if loop.world_size == 1 else sum_counts(np.array([stop.asked()]))[0] > 0
+
+
+def leave_if(loop: Loop, parts: Parts, stop: bool) -> None:
+    """Raises Stopped where the run is to end before its first step, on all devices alike."""
+    if stop:
+        goes_on = f"goes on from step {loop.first_step}" if loop.first_step else "starts it again"
+        text = f"{reason(parts.stop)} before step {loop.first_step + 1} of {loop.steps}; the same command {goes_on}"
+        raise Stopped(text)
+
+
+def keep_states(step_cell: TrainStep) -> list[np.ndarray]:
+    """Copies of everything that a step changes: weights, running statistics, states of the optimiser, sums."""
+    return [parameter.asnumpy().copy() for parameter in step_cell.get_parameters()]
+
+
+def put_back(step_cell: TrainStep, states: Sequence[np.ndarray]) -> None:
+    """Gives a step the states back that `keep_states` has copied; it may be compiled already (docs/platform.md)."""
+    for parameter, state in zip(step_cell.get_parameters(), states, strict=True):
+        ops.assign(parameter, ms.Tensor(state))
+
+
+def forecast(loop: Loop, step: float, evaluation: float, due: bool = False) -> str:
+    """How long a run will take that never waits for data.
+
+    step, evaluation: seconds of one; of an evaluation as far as a single image tells. due: one is to be made up for.
+    """
     steps = loop.steps - loop.first_step
-    evaluations = sum(map(loop.evaluates, range(loop.first_step + 1, loop.steps + 1)))
+    evaluations = due + sum(map(loop.evaluates, range(loop.first_step + 1, loop.steps + 1)))
     memory = format_memory(peak_memory(), ms.runtime.max_memory_allocated())
+    duration = format_seconds(steps * step + evaluations * evaluation)
     return (
-        f"about {format_seconds(steps * step + evaluations * evaluation)} to go: {steps} steps of {step:.3g} s and "
-        f"{evaluations} evaluation{'s' * (evaluations != 1)} of {evaluation:.3g} s; at most so far: {memory}"
+        f"about {duration} to go: {count(steps, 'step')} of {step:.3g} s and {count(evaluations, 'evaluation')} of "
+        f"{evaluation:.3g} s, if no step waits for data; at most so far: {memory}"
     )
+
+
+def count(number: int, noun: str) -> str:
+    """The noun with its number."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -73,7 +73,7 @@ class StopSignals:
             return
         self.name = signal.Signals(number).name
         # Not print: a handler may interrupt another print.
-        os.write(STDERR, f"{self.name}: the run ends after this step, once it is saved; Ctrl-C again: now\n".encode())
+        os.write(STDERR, f"{self.name}: the run ends as soon as its steps are saved; Ctrl-C again: now\n".encode())
 
     def _watch(self) -> None:
         arrived: list[int] = []

@@ -89,8 +89,6 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
     means, recent = StepMeans(images, state.get(MEANS)), RecentSteps(images)
     state = {key: value for key, value in state.items() if key != MEANS} | {IMAGES: images}
     state = carry_scale(state, parts.step_cell.scaled)
-    if any_asked(loop, parts.stop):
-        raise Stopped(f"{reason(parts.stop)} before the first step; the same command starts it again")
     if EVALUATION_DUE in state:
         state = close_step(loop, parts, logs, state, means, leave=False)
     with progress(loop.steps, "train", completed=loop.first_step, disable=loop.rank != 0) as advance:
@@ -98,7 +96,7 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
             means.start()
             group = read_group(loop, parts, step)
             means.data_ready()
-            result = take_step(loop, parts, state, step, group, parts.stop.asked())
+            result = take_step(loop, parts, state, step, group)
             means.add(result)
             state = {**state, "step": step + 1, **count_bad_steps(state, result)}
             if state[BAD_STEPS]:
@@ -127,11 +125,11 @@ def open_logs(loop: Loop, state: dict) -> Logs:
     return Logs(loop.run, loop.first_step, EVALUATION_DUE not in state, loop.classes["names"])
 
 
-def take_step(loop: Loop, parts: Parts, state: dict, step: int, group: list[dict], stop: float) -> StepResult:
-    """Draws the noise of a step and runs it; stop: see `run_step`."""
+def take_step(loop: Loop, parts: Parts, state: dict, step: int, group: list[dict]) -> StepResult:
+    """Draws the noise of a step and runs it."""
     inputs = parts.step_cell.inputs(step - state.get(SKIPPED, 0), parts.rates[step], state.get(LOSS_SCALE, 1.0))
     noise = noise_of(loop, parts, step)
-    return run_step(parts.step_cell, inputs, noise, group, parts.count(group), stop)
+    return run_step(parts.step_cell, inputs, noise, group, parts.count(group), parts.stop.asked())
 
 
 def noise_of(loop: Loop, parts: Parts, step: int) -> np.ndarray:
@@ -180,8 +178,8 @@ def judge_bad_step(loop: Loop, parts: Parts, state: dict, result: StepResult, gr
     meet(loop)
     raise FloatingPointError(
         f"{what}, and so for {bad} steps in a row (train.max_bad_steps). {file} holds samples, loss terms, gradients "
-        "and the first module that went wrong. Checkpoints are good; the same settings end here again: lower "
-        "optimizer.lr, raise optimizer.warmup_steps or set optimizer.clip_norm, under another name"
+        "and the first module that went wrong. Checkpoints hold good steps only; the same settings end here again: "
+        "lower optimizer.lr, raise optimizer.warmup_steps or set optimizer.clip_norm, under another name"
     )
 
 
@@ -221,11 +219,6 @@ def meet(loop: Loop) -> None:
     """Waits for all devices: the launcher kills the others as soon as one has left."""
     if loop.world_size > 1:
         sum_counts(np.zeros(1, np.int64))
-
-
-def any_asked(loop: Loop, stop: StopSignals) -> bool:
-    """Whether any device has been asked to stop; the same answer on all of them."""
-    return stop.asked() if loop.world_size == 1 else sum_counts(np.array([stop.asked()]))[0] > 0
 
 
 def reason(stop: StopSignals) -> str:

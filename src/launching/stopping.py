@@ -48,7 +48,7 @@ def run_with_retries(
         code = attempt()
         if code in FINAL or stop.requested:
             return code
-        ended = "was stopped and has saved" if code == RESUME else f"ended with code {code}"
+        ended = "was stopped, its steps saved" if code == RESUME else f"ended with code {code}"
         if number == retries:
             hint = f"; all {retries} RETRIES are used up" if retries else "; RETRIES=n starts again up to n times"
             say(f"the run {ended}{hint}. The same command goes on from its latest checkpoint")
