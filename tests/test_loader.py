@@ -105,7 +105,7 @@ def test_declared_columns_are_yielded():
 
     add_rows.columns = ("rows",)
     [batch] = create_batches(make_stream(2, [add_rows]), 2, 1)
-    assert batch.keys() == {"image", "label", "valid", "rows", "item"}  # an undeclared key stays behind
+    assert batch.keys() == {"image", "label", "rows", "item"}  # an undeclared key stays behind
     np.testing.assert_array_equal(batch["rows"], np.full((2, 4), 40))
 
 

@@ -1,6 +1,7 @@
 """From the `data` section of a config to classes, training batches and evaluation samples."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,8 @@ from src.data.transforms import (
     pad,
     photometric_distortion,
     present_classes,
-    random_crop,
     random_flip,
-    random_resize,
+    random_window,
 )
 from src.data.voc import voc_2012, voc_scribble
 
@@ -67,8 +67,9 @@ def train_transforms(
 ) -> list[Transform]:
     """The training recipe in its order; max_classes: room for class ids in the column `present`."""
     return [
-        random_resize(data.base_size, data.scale_range),
-        random_crop(data.crop_size, data.max_class_share),
+        random_window(
+            data.base_size, data.scale_range, data.crop_size, data.max_class_share, reduced=data.reduced_decoding
+        ),
         random_flip(data.flip),
         *([photometric_distortion()] if data.photometric else []),
         pad(data.crop_size, pad_pixel),
@@ -76,27 +77,21 @@ def train_transforms(
     ]
 
 
-def create_train_batches(
+def create_train_stream(
     data: DataConfig,
     *,
     max_classes: int,
     seed: int,
-    rank: int,
-    world_size: int,
-    batch_size: int,
     first_sample: int,
     num_samples: int,
+    rank: int = 0,
+    world_size: int = 1,
     pad_pixel: tuple[int, int, int] = MEAN_PIXEL,
     items: Sequence[Item] | None = None,
     bad: BadSamples | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Augmented batches of this rank: num_samples samples after the first_sample ones that it has taken already.
-
-    Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W) int32, valid (B, H, W) uint8, present
-    (B, max_classes) int32 and item (B,) int32, the index in `items` (None: the items of data.train_split) of what each
-    sample was made of. Missing data and wrong settings raise here, bad files while iterating, unless `bad` notes them.
-    """
-    stream = SampleStream(
+) -> SampleStream:
+    """The augmented samples of which `create_train_batches` makes batches; the same settings."""
+    return SampleStream(
         items=load_items(data, data.train_split) if items is None else items,
         table=load_classes(data).table,
         transforms=train_transforms(data, max_classes, pad_pixel),
@@ -107,7 +102,17 @@ def create_train_batches(
         first=first_sample,
         bad=bad,
     )
-    return create_batches(stream, batch_size, data.workers)
+
+
+def create_train_batches(data: DataConfig, *, batch_size: int, **settings: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Augmented batches of this rank: num_samples samples after the first_sample ones that it has taken already.
+
+    settings: of `create_train_stream`. Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W)
+    int32, valid (B, H, W) uint8, present (B, max_classes) int32 and item (B,) int32, the index in `items` (None: the
+    items of data.train_split) of what each sample was made of. Missing data and wrong settings raise here, bad files
+    while iterating, unless `bad` notes them.
+    """
+    return create_batches(create_train_stream(data, **settings), batch_size, data.workers)
 
 
 class EvalSamples:

@@ -6,7 +6,7 @@ Letters: B batch, H x W crop size, N items of the data set.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.data.bad_samples import BadSamples
-from src.data.reading import Item, Sample, read_item
+from src.data.reading import Item, Sample, Size, read_item
 from src.data.transforms import Transform, declared_columns
 
 # Second entry of every seed: keeps the generators of samples, order and network noise (engine/train_step.py) apart.
@@ -37,7 +37,7 @@ class SampleStream:
     first: samples that this rank has taken already (0 for a fresh run); length: samples from there on.
     bad: notes items that cannot be read, and the item of the next position that can be stands in (of the next position
     over all devices, so that their number does not matter); None: such an item is an error.
-    `stream[i]` is a tuple in the order of `columns`: image (3, H, W) uint8, label and valid (H, W) uint8, then what the
+    `stream[i]` is a tuple in the order of `columns`: image (3, H, W) uint8, label (H, W) uint8, then what the
     transforms add, then `item`, int32, the index of the item that it was made of.
     """
 
@@ -53,37 +53,63 @@ class SampleStream:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return ("image", "label", "valid", *declared_columns(self.transforms), "item")
+        return ("image", "label", *declared_columns(self.transforms), "item")
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
-        position = (self.first + int(i)) * self.world_size + self.rank
+        position = self.position(i)
         index, sample = self.read(position)
-        rng = np.random.default_rng((self.seed, SAMPLE_STREAM, position))
+        rng = self.generator(position)
         try:
             for transform in self.transforms:
                 sample = transform(sample, rng)
         except ValueError as error:
             raise ValueError(f"{self.items[index].name}: {error}") from error
-        image = np.stack(cv2.split(sample["image"]))  # (3, H, W)
-        sample = {**sample, "image": image, "item": np.array(index, np.int32)}
-        return tuple(np.asarray(sample[column], order="C") for column in self.columns)
+        return self.to_columns(index, sample)
+
+    def position(self, i: int) -> int:
+        """Of sample i, among those of all devices."""
+        return (self.first + int(i)) * self.world_size + self.rank
+
+    def index(self, position: int) -> int:
+        """Of the item at a position."""
+        epoch, k = divmod(position, len(self.items))
+        return int(permutation(self.seed, epoch, len(self.items))[k])
+
+    def generator(self, position: int) -> np.random.Generator:
+        """What the transforms draw from at a position."""
+        return np.random.default_rng((self.seed, SAMPLE_STREAM, position))
+
+    def reduction(self, position: int) -> Callable[[Size], int] | None:
+        """Size of an image -> how many times smaller it may be decoded for a position; None: not at all.
+
+        The first transform says so in its attribute `reduction`, from the draws that it will make itself.
+        """
+        reduce = getattr(self.transforms[0], "reduction", None) if self.transforms else None
+        return None if reduce is None else lambda size: reduce(size, self.generator(position))
 
     def read(self, position: int) -> tuple[int, Sample]:
         """Index and sample of the item at a position, or of the first one from there on that can be read."""
-        count = len(self.items)
+        count, choose = len(self.items), self.reduction(position)
         for place in range(position, position + count):
-            epoch, k = divmod(place, count)
-            index = int(permutation(self.seed, epoch, count)[k])
+            index = self.index(place)
             try:
-                return index, read_item(self.items[index], self.table)
+                return index, read_item(self.items[index], self.table, choose)
             except (ValueError, OSError) as error:
                 if self.bad is None:
                     raise
                 self.bad.add(index, str(error))
         raise ValueError(f"{count} training samples in a row cannot be read; see whether the data are where they were")
+
+    def to_columns(self, index: int, sample: Sample) -> tuple[np.ndarray, ...]:
+        """A transformed sample in the order of `columns`."""
+        image = sample["image"]
+        planes = np.empty((3, *image.shape[:2]), np.uint8)
+        cv2.split(image, list(planes))  # into them
+        sample = {**sample, "image": planes, "item": np.array(index, np.int32)}
+        return tuple(np.asarray(sample[column], order="C") for column in self.columns)
 
 
 class _Recorder:
