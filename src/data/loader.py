@@ -6,7 +6,9 @@ Letters: B batch, H x W crop size, N items of the data set.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +22,7 @@ from src.data.transforms import Transform, declared_columns
 
 # Second entry of every seed: keeps the generators of samples, order and network noise (engine/train_step.py) apart.
 SAMPLE_STREAM, ORDER_STREAM = 1, 2
+AHEAD = 4  # samples a worker that are asked for at a time, so that none waits for one that takes longer
 
 
 @lru_cache(maxsize=2)  # batches may reach over the end of an epoch
@@ -112,22 +115,32 @@ class SampleStream:
         return tuple(np.asarray(sample[column], order="C") for column in self.columns)
 
 
-class _Recorder:
-    """Hands samples to MindSpore and keeps the error of a bad one, which its own report buries in a traceback."""
+class _Reader:
+    """The samples of a stream in its order, made by threads that run ahead of who takes them.
 
-    def __init__(self, stream: SampleStream) -> None:
+    Keeps the error of a bad one, which MindSpore's own report buries in a traceback.
+    """
+
+    def __init__(self, stream: SampleStream, workers: int) -> None:
         self.stream = stream
+        self.workers = workers
         self.failure: Exception | None = None
 
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        # Decoding, resizing and look-ups leave the interpreter lock, so threads need no shared memory and no copies.
+        pool, ahead = ThreadPoolExecutor(self.workers, "reading"), deque()
         try:
-            return self.stream[i]
+            for i in range(len(self.stream)):
+                ahead.append(pool.submit(self.stream.__getitem__, i))
+                if len(ahead) == AHEAD * self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
         except (ValueError, OSError) as error:
             self.failure = error
             raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def create_batches(stream: SampleStream, batch_size: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
@@ -141,24 +154,18 @@ def create_batches(stream: SampleStream, batch_size: int, workers: int) -> Itera
     if len(stream) < 1 or len(stream) % batch_size:
         raise ValueError(f"{len(stream)} samples are no whole batches of {batch_size}; choose a multiple of it above 0")
     cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads would compete with them
-    recorder = _Recorder(stream)
-    dataset = ds.GeneratorDataset(
-        recorder,
-        list(stream.columns),
-        num_parallel_workers=min(workers, os.cpu_count() or 1),
-        shuffle=False,
-        # Decoding, resizing and look-ups leave the interpreter lock, so threads do 1.4 times the work of processes
-        # (CamVid recipe, 2 workers on 2 cores), need no shared memory and let the recorder see the error.
-        python_multiprocessing=False,
-    )
-    return _iterate(dataset.batch(batch_size, drop_remainder=True, num_parallel_workers=1), recorder)
+    reader = _Reader(stream, min(workers, os.cpu_count() or 1))
+    # MindSpore's own workers would read no more than 16 samples each in a tenth of a second: whoever gathers them
+    # sleeps that long whenever there is nothing to gather (platform.md).
+    dataset = ds.GeneratorDataset(reader, list(stream.columns), num_parallel_workers=1, shuffle=False)
+    return _iterate(dataset.batch(batch_size, drop_remainder=True, num_parallel_workers=1), reader)
 
 
-def _iterate(dataset: ds.Dataset, recorder: _Recorder) -> Iterator[dict[str, np.ndarray]]:
+def _iterate(dataset: ds.Dataset, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
     try:
         for batch in dataset.create_dict_iterator(num_epochs=1, output_numpy=True):
             yield {**batch, "label": batch["label"].astype(np.int32)}
     except RuntimeError as error:
-        if recorder.failure is None:
+        if reader.failure is None:
             raise
-        raise ValueError(str(recorder.failure)) from error
+        raise ValueError(str(reader.failure)) from error
