@@ -22,7 +22,7 @@ from src.data.transforms import Transform, declared_columns
 
 # Second entry of every seed: keeps the generators of samples, order and network noise (engine/train_step.py) apart.
 SAMPLE_STREAM, ORDER_STREAM = 1, 2
-AHEAD = 4  # samples a worker that are asked for at a time, so that none waits for one that takes longer
+AHEAD = 2  # batches a worker that are asked for at a time, so that none waits for one that takes longer
 
 
 @lru_cache(maxsize=2)  # batches may reach over the end of an epoch
@@ -116,22 +116,24 @@ class SampleStream:
 
 
 class _Reader:
-    """The samples of a stream in its order, made by threads that run ahead of who takes them.
+    """The batches of a stream in its order, made by threads that run ahead of who takes them.
 
-    Keeps the error of a bad one, which MindSpore's own report buries in a traceback.
+    Keeps the error of a bad sample, which MindSpore's own report buries in a traceback.
     """
 
-    def __init__(self, stream: SampleStream, workers: int) -> None:
+    def __init__(self, stream: SampleStream, batch_size: int, workers: int) -> None:
         self.stream = stream
+        self.batch_size = batch_size
         self.workers = workers
         self.failure: Exception | None = None
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
         # Decoding, resizing and look-ups leave the interpreter lock, so threads need no shared memory and no copies.
+        # A thread makes a batch by itself: handing over every sample would make all wait for the lock more often.
         pool, ahead = ThreadPoolExecutor(self.workers, "reading"), deque()
         try:
-            for i in range(len(self.stream)):
-                ahead.append(pool.submit(self.stream.__getitem__, i))
+            for first in range(0, len(self.stream), self.batch_size):
+                ahead.append(pool.submit(self.make_batch, first))
                 if len(ahead) == AHEAD * self.workers:
                     yield ahead.popleft().result()
             while ahead:
@@ -141,6 +143,11 @@ class _Reader:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def make_batch(self, first: int) -> tuple[np.ndarray, ...]:
+        """The columns of the samples from number `first` on."""
+        samples = [self.stream[i] for i in range(first, first + self.batch_size)]
+        return tuple(np.stack(arrays) for arrays in zip(*samples, strict=True))
 
 
 def create_batches(stream: SampleStream, batch_size: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
@@ -154,11 +161,11 @@ def create_batches(stream: SampleStream, batch_size: int, workers: int) -> Itera
     if len(stream) < 1 or len(stream) % batch_size:
         raise ValueError(f"{len(stream)} samples are no whole batches of {batch_size}; choose a multiple of it above 0")
     cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads would compete with them
-    reader = _Reader(stream, min(workers, os.cpu_count() or 1))
+    reader = _Reader(stream, batch_size, min(workers, os.cpu_count() or 1))
     # MindSpore's own workers would read no more than 16 samples each in a tenth of a second: whoever gathers them
     # sleeps that long whenever there is nothing to gather (platform.md).
     dataset = ds.GeneratorDataset(reader, list(stream.columns), num_parallel_workers=1, shuffle=False)
-    return _iterate(dataset.batch(batch_size, drop_remainder=True, num_parallel_workers=1), reader)
+    return _iterate(dataset, reader)
 
 
 def _iterate(dataset: ds.Dataset, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:

@@ -6,16 +6,16 @@ Letters: B batch, H x W crop size.
 import multiprocessing
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
 
 from src.data.loader import SampleStream
-from src.data.reading import SceneItem, as_sample, read_mask, read_photo, to_class_ids
+from src.data.reading import Item, Sample, SceneItem, as_sample, read_mask, read_photo, to_class_ids
 from src.data.toy_scenes import draw_scene
 
 Seconds = dict[str, float]
@@ -29,48 +29,48 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: Seconds = defaultdict(float)
 
-    def run(self, stage: str, function: Callable, *inputs: Iterable) -> list:
-        """The function's results for all inputs, one after the other."""
+    def run(self, stage: str, function: Callable, *inputs: Any) -> Any:
+        """The function's result."""
         start = time.perf_counter()
-        results = list(map(function, *inputs))
+        result = function(*inputs)
         self.seconds[stage] += time.perf_counter() - start
-        return results
+        return result
 
 
 def time_stages(stream: SampleStream, numbers: Sequence[int], batch_size: int) -> tuple[Seconds, dict[str, np.ndarray]]:
     """Seconds of every stage for the samples of these numbers, and the last batch, which is the pipeline's.
 
-    A stage works through a batch before the next one begins: it runs by itself, on data that has left the caches as it
-    will have in the pipeline.
+    One sample after the other: whole batches at every stage would need fresh memory all the time, which takes longer
+    than many a stage.
     """
     watch, batch = Stopwatch(), {}
     for first in range(0, len(numbers), batch_size):
-        positions = [stream.position(i) for i in numbers[first : first + batch_size]]
-        indices = [stream.index(position) for position in positions]
-        samples = _read(watch, stream, positions, indices)
-        generators = [stream.generator(position) for position in positions]
-        for transform in stream.transforms:
-            samples = watch.run(transform.__qualname__.split(".")[0], transform, samples, generators)
-        columns = watch.run("planes", stream.to_columns, indices, samples)
-        [batch] = watch.run("batch", partial(_stack, stream.columns), [columns])
+        samples = [_make_sample(watch, stream, i) for i in numbers[first : first + batch_size]]
+        batch = watch.run("batch", _stack, stream.columns, samples)
     return dict(watch.seconds), batch
 
 
-def _read(watch: Stopwatch, stream: SampleStream, positions: list[int], indices: list[int]) -> list[dict]:
-    """The samples before the first transform, as `read_item` gives them."""
-    items = [stream.items[index] for index in indices]
-    reductions = [1] * len(items)
-    if isinstance(items[0], SceneItem):
-        scenes = watch.run("draw scene", lambda item: draw_scene(item.seed, item.index, item.size), items)
-        images, values = ([scene[part] for scene in scenes] for part in (0, 1))
+def _make_sample(watch: Stopwatch, stream: SampleStream, number: int) -> tuple[np.ndarray, ...]:
+    """What the stream gives for a number."""
+    position = stream.position(number)
+    index = stream.index(position)
+    sample = _read(watch, stream, position, stream.items[index])
+    generator = watch.run("random generator", stream.generator, position)
+    for transform in stream.transforms:
+        sample = watch.run(transform.__qualname__.split(".")[0], transform, sample, generator)
+    return watch.run("planes", stream.to_columns, index, sample)
+
+
+def _read(watch: Stopwatch, stream: SampleStream, position: int, item: Item) -> Sample:
+    """The sample before the first transform, as `read_item` gives it."""
+    if isinstance(item, SceneItem):
+        image, values = watch.run("draw scene", draw_scene, item.seed, item.index, item.size)
+        table, reduction = stream.table, 1
     else:
-        chosen = [stream.reduction(position) for position in positions]
-        photos = watch.run("decode image", lambda item, choose: read_photo(item.image, choose), items, chosen)
-        images, reductions = [photo[0] for photo in photos], [photo[2] for photo in photos]
-        values = watch.run("decode label", lambda item: read_mask(item.label), items)
-    tables = [getattr(item, "table", None) or stream.table for item in items]
-    labels = watch.run("look up classes", to_class_ids, values, tables, [item.name for item in items])
-    return list(map(as_sample, images, labels, reductions))
+        image, _, reduction = watch.run("decode image", read_photo, item.image, stream.reduction(position))
+        values = watch.run("decode label", read_mask, item.label)
+        table = stream.table if item.table is None else item.table
+    return as_sample(image, watch.run("look up classes", to_class_ids, values, table, item.name), reduction)
 
 
 def _stack(names: Sequence[str], samples: Sequence[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
@@ -83,12 +83,13 @@ def time_decoding(stream: SampleStream, numbers: Sequence[int]) -> Seconds:
 
     Empty for drawn scenes, which have no files.
     """
-    items = [stream.items[stream.index(stream.position(i))] for i in numbers]
-    if isinstance(items[0], SceneItem):
-        return {}
     watch = Stopwatch()
-    watch.run(DECODING, lambda item: cv2.imread(str(item.image)), items)
-    watch.run(DECODING, lambda item: cv2.imread(str(item.label), cv2.IMREAD_UNCHANGED), items)
+    for number in numbers:
+        item = stream.items[stream.index(stream.position(number))]
+        if isinstance(item, SceneItem):
+            return {}
+        watch.run(DECODING, cv2.imread, str(item.image))
+        watch.run(DECODING, cv2.imread, str(item.label), cv2.IMREAD_UNCHANGED)
     return dict(watch.seconds)
 
 
