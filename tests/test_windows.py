@@ -175,26 +175,37 @@ def test_an_image_is_made_smaller_by_no_more_than_it_shrinks():
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> dict:
-    return write_drawn(tmp_path_factory.mktemp("drawn"), ".jpg", size=(195, 259), count=4)
+    return write_drawn(tmp_path_factory.mktemp("drawn"), ".jpg", size=(194, 258), count=4)
 
 
-def read(data: DataConfig, count: int = 9, first: int = 0):
-    stream = create_train_stream(data, max_classes=9, seed=3, first_sample=first, num_samples=count)
+def read(data: DataConfig, count: int = 9, first: int = 0) -> list[dict]:
+    stream = create_train_stream(data, max_classes=12, seed=3, first_sample=first, num_samples=count)
     return [dict(zip(stream.columns, stream[i], strict=True)) for i in range(count)]
 
 
-def test_labels_stay_and_images_stay_alike(drawn):
-    """Drawn scenes have noise in every pixel, so this is the largest difference to be expected, not the usual one."""
-    settings = {**drawn, "crop_size": (48, 64), "scale_range": (0.2, 0.6), "photometric": False}
-    whole = read(DataConfig(**settings))
-    smaller = read(DataConfig(**settings, reduced_decoding=True))
-    differences = []
+def differences(settings: dict, count: int = 9) -> list[float]:
+    """Mean difference in levels that decoding at reduced size makes to each image; labels must not differ at all."""
+    whole = read(DataConfig(**settings, photometric=False), count)
+    smaller = read(DataConfig(**settings, photometric=False, reduced_decoding=True), count)
     for sample, other in zip(whole, smaller, strict=True):
         for key in ("label", "valid", "present", "item"):
             np.testing.assert_array_equal(sample[key], other[key])
-        differences.append(np.abs(sample["image"].astype(int) - other["image"]).mean())
-    assert max(differences) > 1.0 and sum(d == 0.0 for d in differences) >= 1  # those that shrink by less than 2
-    assert max(differences) < 12.0
+    return [np.abs(a["image"].astype(int) - b["image"]).mean() for a, b in zip(whole, smaller, strict=True)]
+
+
+def check_bound(settings: dict, count: int, at_half: float) -> None:
+    """The bound that performance.md states for half the size; below that, four pixels of many miss the others."""
+    assert 0.0 < max(differences({**settings, "scale_range": (0.5, 0.5)}, count)) < at_half
+    assert 0.0 < max(differences({**settings, "scale_range": (0.25, 0.5)}, count)) < 10.0
+    assert max(differences({**settings, "scale_range": (0.55, 2.0)}, count)) == 0.0
+
+
+def test_images_decoded_smaller_stay_within_the_stated_bound(drawn):
+    check_bound({**drawn, "crop_size": (48, 64)}, 9, 2.0)  # small, with noise in every pixel
+
+
+def test_photos_decoded_smaller_stay_within_the_stated_bound(data_root):
+    check_bound({"dataset": "camvid", "root": str(data_root / "camvid_480x360"), "crop_size": (128, 128)}, 40, 1.0)
 
 
 def test_reduced_decoding_goes_on_exactly_and_alike_on_all_workers(drawn):
@@ -203,7 +214,7 @@ def test_reduced_decoding_goes_on_exactly_and_alike_on_all_workers(drawn):
     resumed = read(data, 4, first=5)
     batches = list(
         create_train_batches(
-            data, max_classes=9, seed=3, rank=0, world_size=1, batch_size=3, first_sample=0, num_samples=9
+            data, max_classes=12, seed=3, rank=0, world_size=1, batch_size=3, first_sample=0, num_samples=9
         )
     )
     batched = [{key: batch[key][b] for key in batch} for batch in batches for b in range(3)]
