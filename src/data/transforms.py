@@ -7,6 +7,7 @@ one class, flip, photometric distortion, pad).
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import cv2
 import numpy as np
@@ -35,30 +36,22 @@ def random_window(
 ) -> Transform:
     """Resizes by a random factor and cuts a random window of it; nothing but the window is computed.
 
-    The factor is drawn uniformly from scale_range; height and width keep their ratio. base_size: limits in pixels for
-    the (long, short) edge at factor 1; the image becomes as large as both limits times the factor allow. None: the
-    image's own size times the factor. Image bilinear, everything else nearest.
+    base_size, scale_range: see `draw_size`. Image bilinear, everything else nearest.
     The window is of `size` (height, width), or of the whole edge where the resized image is smaller. Up to 10 are drawn
     until one holds more than one class and none with max_class_share or more of the labelled pixels; failing that, the
     last is taken. A share of 1 sets no limit.
     reduced: says in its attribute `reduction` how many times smaller an image may be decoded, see `SampleStream`.
     """
 
-    def draw_size(full: Size, rng: np.random.Generator) -> Size:
-        scale = rng.uniform(*scale_range)
-        if base_size is not None:
-            # whole pixels, so that the limits are those which the usual implementations draw
-            long_limit, short_limit = (int(edge * scale) for edge in (max(base_size), min(base_size)))
-            scale = min(long_limit / max(full), short_limit / min(full))
-        return tuple(max(1, int(edge * scale + 0.5)) for edge in full)
+    draw = partial(draw_size, base_size=base_size, scale_range=scale_range)
 
     def choose_reduction(full: Size, rng: np.random.Generator) -> int:
-        shrinking = min(edge / new for edge, new in zip(full, draw_size(full, rng), strict=True))
+        shrinking = min(edge / new for edge, new in zip(full, draw(full, rng), strict=True))
         return max(factor for factor in DECODERS if factor <= shrinking or factor == 1)
 
     def apply(sample: Sample, rng: np.random.Generator) -> Sample:
         label, reduction = sample["label"], int(sample.get("reduction", 1))
-        resized = draw_size(label.shape, rng)
+        resized = draw(label.shape, rng)
         rows, columns = (nearest_places(*edges) for edges in zip(label.shape, resized, strict=True))
         height, width = min(size[0], resized[0]), min(size[1], resized[1])
         for _ in range(CROP_TRIES if max_class_share < 1.0 else 1):
@@ -79,6 +72,22 @@ def random_window(
     if reduced:
         apply.reduction = choose_reduction
     return apply
+
+
+def draw_size(
+    full: Size, rng: np.random.Generator, base_size: Size | None, scale_range: tuple[float, float]
+) -> Size:
+    """What an image of `full` (H, W) is resized to, by a factor drawn uniformly from scale_range; the ratio stays.
+
+    base_size: limits in pixels for the (long, short) edge at factor 1; the image becomes as large as both limits times
+    the factor allow. None: the image's own size times the factor.
+    """
+    scale = rng.uniform(*scale_range)
+    if base_size is not None:
+        # whole pixels, so that the limits are those which the usual implementations draw
+        long_limit, short_limit = (int(edge * scale) for edge in (max(base_size), min(base_size)))
+        scale = min(long_limit / max(full), short_limit / min(full))
+    return tuple(max(1, int(edge * scale + 0.5)) for edge in full)
 
 
 def class_counts(label: np.ndarray) -> np.ndarray:
