@@ -18,8 +18,9 @@ from src.data.stages import DECODING, PROCESSOR, Seconds, stage_timer
 from src.data.toy_scenes import TOY_CLASSES, TOY_PALETTE, draw_scene
 from src.log import progress
 
-ROUNDS = 10
+ROUNDS = 5
 WARM_UP = 2  # batches of each round that are not counted: the pipeline starts
+COOL_DOWN = 2  # batches a worker, not counted either: all workers are busy to the end of what is
 DRAWN_SIZE = (1024, 2048)  # H, W
 DRAWN_COUNT = 24
 JPEG_QUALITY = 90
@@ -62,14 +63,15 @@ def measure_loading(config: Config, steps: int) -> dict:
     batches, processor, parts, first = [], 0.0, [], 0
     with stage_timer(make_stream, batch_size, workers) as measure, progress(rounds, "rounds of reading") as advance:
         for share in shares:
-            count = (WARM_UP + share) * batch_size
+            counted = range(first + WARM_UP * batch_size, first + (WARM_UP + share) * batch_size)
+            count = (WARM_UP + share + COOL_DOWN * workers) * batch_size
             stream = create_train_batches(
                 data, batch_size=batch_size, **settings, rank=0, world_size=1, first_sample=first, num_samples=count
             )
-            seconds, busy = time_batches(stream)
+            seconds, busy = time_batches(stream, share)
             batches.append(seconds)
             processor += busy
-            parts.append(measure(range(first + WARM_UP * batch_size, first + count)))
+            parts.append(measure(counted))
             first += share * batch_size
             advance()
     stages = sum(seconds[PROCESSOR] for part in parts for _, seconds in part)
@@ -80,10 +82,10 @@ def measure_loading(config: Config, steps: int) -> dict:
     }  # fmt: skip
 
 
-def time_batches(batches: Iterator) -> tuple[np.ndarray, float]:
-    """Seconds of every batch after the first WARM_UP, and the processor's seconds in all of them."""
+def time_batches(batches: Iterator, count: int) -> tuple[np.ndarray, float]:
+    """Seconds of `count` batches after the first WARM_UP, and the processor's seconds in all of them."""
     moments = [(time.perf_counter(), time.process_time()) for _ in batches]
-    seconds, processor = np.diff(moments, axis=0)[WARM_UP - 1 :].T
+    seconds, processor = np.diff(moments[WARM_UP - 1 : WARM_UP + count], axis=0).T
     return seconds, processor.sum()
 
 

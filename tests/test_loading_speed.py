@@ -48,11 +48,11 @@ def test_rates_of_processes_add_up():
     assert result["stages"]["a"] == pytest.approx({"seconds": 1 / 3, "share": 0.5, "images_per_s": 6.0})
 
 
-def test_the_first_batches_are_not_timed(monkeypatch):
-    moments, busy = iter([0.0, 10.0, 20.0, 21.0, 23.0]), iter([0.0, 9.0, 10.0, 11.0, 15.0])  # two are the warm-up
+def test_the_first_and_last_batches_are_not_timed(monkeypatch):
+    moments, busy = iter([0.0, 10.0, 20.0, 21.0, 23.0, 99.0]), iter([0.0, 9.0, 10.0, 11.0, 15.0, 99.0])
     monkeypatch.setattr("src.loading_speed.time.perf_counter", lambda: next(moments))
     monkeypatch.setattr("src.loading_speed.time.process_time", lambda: next(busy))
-    seconds, processor = time_batches(iter(range(5)))
+    seconds, processor = time_batches(iter(range(6)), 3)  # after two of warm-up; another one cools down
     assert seconds.tolist() == [10.0, 1.0, 2.0] and processor == 6.0
 
 
