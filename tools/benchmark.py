@@ -278,12 +278,13 @@ def measure_data(config: Config, steps: int, drawn: str | None) -> dict:
             keys = write_drawn(Path(place), f".{drawn}")
             config = config.model_copy(update={"data": config.data.model_copy(update=keys)})
         report = measure_loading(config, steps)
+        batches = report.pop("batches")
         samples = create_eval_samples(config.data)
         numbers = iter(range(WARM_UP + steps))
         sample = alternate({"image": lambda: samples[next(numbers) % len(samples)]}, steps, "evaluation images")
     return {
         "size": list(config.data.crop_size), "batch_size": config.train.batch_size, **report,
-        "batch": spread(report.pop("batches")), "image": spread(sample["image"]),
+        "batch": spread(batches), "image": spread(sample["image"]),
         "eval_images_per_s": float(steps / sample["image"].sum()), "peak_memory": peak_memory(),
     }  # fmt: skip
 
