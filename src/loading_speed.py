@@ -16,6 +16,7 @@ from src.config import Config
 from src.data import create_train_batches, create_train_stream, load_classes
 from src.data.stages import DECODING, PROCESSOR, Seconds, stage_timer
 from src.data.toy_scenes import TOY_CLASSES, TOY_PALETTE, draw_scene
+from src.engine.timing import spread
 from src.log import progress
 
 ROUNDS = 5
@@ -77,7 +78,8 @@ def measure_loading(config: Config, steps: int) -> dict:
     stages = sum(seconds[PROCESSOR] for part in parts for _, seconds in part)
     busy = {"stages": stages / (steps * batch_size), "pipeline": processor / (steps * batch_size)}
     return {
-        "workers": workers, "batches": np.concatenate(batches), **summarise(batches, parts, batch_size),
+        "size": list(data.crop_size), "batch_size": batch_size, "workers": workers,
+        "batch": spread(np.concatenate(batches)), **summarise(batches, parts, batch_size),
         "processor": {**busy, "share": stages / processor},
     }  # fmt: skip
 

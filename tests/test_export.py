@@ -31,7 +31,8 @@ INFO = {
 
 
 def build(backbone: str, head: str, kind: str) -> PredictNet:
-    model = ModelConfig(backbone=TINY[backbone], head={"name": head, "channels": 8})
+    options = {"main": {"name": "upernet", "channels": 8}} if head == "consistency" else {}
+    model = ModelConfig(backbone=TINY[backbone], head={"name": head, "channels": 8, **options})
     network = create_model(model, CLASSES, SIZE)
     randomise(network)
     for parameter in network.get_parameters():

@@ -47,11 +47,12 @@ from src.engine.timing import (  # noqa: E402
     with_peak,
 )
 from src.engine.train_step import TrainStep, draw_noise, run_step  # noqa: E402
+from src.engine.trainer import PROGRESS  # noqa: E402
 from src.loading_speed import measure_loading, write_drawn  # noqa: E402
 from src.log import get_console, plain  # noqa: E402
 from src.losses import create_loss  # noqa: E402
 from src.models import create_model  # noqa: E402
-from train import COLUMNS, choose_precision, count  # noqa: E402
+from train import COLUMNS, choose_precision, columns_of, count  # noqa: E402
 
 STEPS = {"train": 20, "infer": 20, "data": 100}  # modes, and how often each is timed; batches arrive in bursts
 RATE = 1e-7  # learning rate: weights hardly move, so that numbers stay finite however many steps are timed
@@ -183,7 +184,7 @@ def measure_training(config: Config, classes: int, steps: int, synthetic: bool) 
     get_console().print("compiling backbone, head and loss apart")
     noise = draw_noise(network.noise_rates, config.seed, 0, train.batch_size)[0]
     counts = count(group[:1])
-    parts = training_parts(network, loss, noise, counts, group[0], COLUMNS)
+    parts = training_parts(network, loss, noise, counts, group[0], columns_of(loss))
     seconds, peak = with_peak({"step": lambda: step(group, 0), **parts}, steps, config.device.target)
     images = train.batch_size * train.accumulate
     total = times["total"]
@@ -202,7 +203,7 @@ def create_step(config: Config, network: nn.Cell, loss: nn.Cell) -> Callable[[li
     train = config.train
     half = choose_precision(config, network)
     cell = TrainStep(
-        network, loss, create_optimizer(network, config.optimizer, train.ema_decay), COLUMNS,
+        network, loss, create_optimizer(network, config.optimizer, train.ema_decay), columns_of(loss),
         clip_norm=config.optimizer.clip_norm, accumulate=train.accumulate, scaled=half == ms.float16,
     )  # fmt: skip
 
@@ -217,9 +218,15 @@ def step_groups(config: Config, classes: int, steps: int, synthetic: bool) -> It
     """The micro-batches of one step after another."""
     accumulate = config.train.accumulate
     if synthetic:
-        return repeat([synthetic_batch(config, classes)] * accumulate)
-    batches = training_stream(config, (1 + WARM_UP + steps) * accumulate + stored_batches() + accumulate)
+        return repeat([completed(synthetic_batch(config, classes))] * accumulate)
+    needed = (1 + WARM_UP + steps) * accumulate + stored_batches() + accumulate
+    batches = map(completed, training_stream(config, needed))
     return iter(lambda: list(islice(batches, accumulate)), [])
+
+
+def completed(batch: Batch) -> Batch:
+    """A batch with what some losses read besides: every part of their schedules on, the crop's classes the image's."""
+    return {"image_present": batch["present"], PROGRESS: np.ones(1, np.float32), **batch}
 
 
 def training_stream(config: Config, batches: int) -> Iterator[Batch]:
@@ -232,7 +239,7 @@ def training_stream(config: Config, batches: int) -> Iterator[Batch]:
 
 
 def stored_batches() -> int:
-    """Batches that the pipeline may have read ahead: a queue each before and after samples are made a batch."""
+    """At least as many batches as the pipeline may have read ahead, in MindSpore's queue and in the threads'."""
     return 2 * ds.config.get_prefetch_size()
 
 
@@ -278,14 +285,12 @@ def measure_data(config: Config, steps: int, drawn: str | None) -> dict:
             keys = write_drawn(Path(place), f".{drawn}")
             config = config.model_copy(update={"data": config.data.model_copy(update=keys)})
         report = measure_loading(config, steps)
-        batches = report.pop("batches")
         samples = create_eval_samples(config.data)
         numbers = iter(range(WARM_UP + steps))
         sample = alternate({"image": lambda: samples[next(numbers) % len(samples)]}, steps, "evaluation images")
     return {
-        "size": list(config.data.crop_size), "batch_size": config.train.batch_size, **report,
-        "batch": spread(batches), "image": spread(sample["image"]),
-        "eval_images_per_s": float(steps / sample["image"].sum()), "peak_memory": peak_memory(),
+        **report, "image": spread(sample["image"]), "eval_images_per_s": float(steps / sample["image"].sum()),
+        "peak_memory": peak_memory(),
     }  # fmt: skip
 
 

@@ -88,9 +88,10 @@ class SampleStream:
     def reduction(self, position: int) -> Callable[[Size], int] | None:
         """Size of an image -> how many times smaller it may be decoded for a position; None: not at all.
 
-        The first transform says so in its attribute `reduction`, from the draws that it will make itself.
+        A transform says so in its attribute `reduction`, from the draws that it will make itself; none before it may
+        draw or look at the image.
         """
-        reduce = getattr(self.transforms[0], "reduction", None) if self.transforms else None
+        reduce = next((t.reduction for t in self.transforms if hasattr(t, "reduction")), None)
         return None if reduce is None else lambda size: reduce(size, self.generator(position))
 
     def read(self, position: int) -> tuple[int, Sample]:

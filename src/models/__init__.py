@@ -1,5 +1,7 @@
 """Networks by name, from their part of the configuration."""
 
+from typing import Any
+
 from src.config import ModelConfig, lookup
 from src.config_options import construct
 from src.models.backbones.mobilenet_v2 import MobileNetV2, mobilenet_v2
@@ -7,9 +9,11 @@ from src.models.backbones.resnet import ResNet, resnet_18, resnet_50, resnet_101
 from src.models.backbones.swin import SwinTransformer, swin_base, swin_large, swin_small, swin_tiny
 from src.models.backbones.vit import VisionTransformer, vit_base, vit_large, vit_small, vit_tiny
 from src.models.heads.alignseg import AlignSegHead
+from src.models.heads.consistency import ConsistencyHead
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.fcn import FCNHead
 from src.models.heads.segvit import SegViTHead
+from src.models.heads.upernet import UperNetHead
 from src.models.segmentor import Segmentor
 
 BACKBONES = {
@@ -31,7 +35,21 @@ BACKBONES = {
     "mobilenet_v2": mobilenet_v2,
 }
 
-HEADS = {"ecenet": ECENetHead, "fcn": FCNHead, "segvit": SegViTHead, "alignseg": AlignSegHead}
+
+def with_consistency(in_channels, grids, num_classes: int, *, main: dict[str, Any], **options) -> ConsistencyHead:
+    """The head that `main` describes, with a feature consistency head beside it."""
+    inner = build("model.head.main", HEADS, main, in_channels, grids, num_classes)
+    return ConsistencyHead(inner, in_channels, grids, **options)
+
+
+HEADS = {
+    "ecenet": ECENetHead,
+    "fcn": FCNHead,
+    "segvit": SegViTHead,
+    "alignseg": AlignSegHead,
+    "upernet": UperNetHead,
+    "consistency": with_consistency,
+}
 
 
 def create_model(model: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> Segmentor:
