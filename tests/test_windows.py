@@ -208,6 +208,18 @@ def test_photos_decoded_smaller_stay_within_the_stated_bound(data_root):
     check_bound({"dataset": "camvid", "root": str(data_root / "camvid_480x360"), "crop_size": (128, 128)}, 40, 1.0)
 
 
+def test_classes_of_the_whole_image_come_before_and_change_nothing(drawn):
+    data = DataConfig(**drawn, crop_size=(48, 64), scale_range=(0.2, 0.4), reduced_decoding=True)
+    settings = {"max_classes": 9, "seed": 3, "first_sample": 0, "num_samples": 3}
+    plain, more = (create_train_stream(data, **settings, columns=names) for names in ((), ("image_present",)))
+    for i in range(3):
+        assert plain.reduction(i)((194, 258)) == more.reduction(i)((194, 258)) >= 2
+        whole = dict(zip(more.columns, more[i], strict=True))
+        for name, array in zip(plain.columns, plain[i], strict=True):
+            np.testing.assert_array_equal(whole[name], array)
+        assert set(whole["present"]) <= set(whole["image_present"]) | {-1}
+
+
 def test_reduced_decoding_goes_on_exactly_and_alike_on_all_workers(drawn):
     data = DataConfig(**drawn, crop_size=(48, 64), scale_range=(0.2, 0.6), reduced_decoding=True)
     whole = read(data)
