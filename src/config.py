@@ -70,6 +70,7 @@ class DataConfig(Settings):
     max_class_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75  # of a crop's pixels that one class may have
     flip: Fraction = 0.5  # probability
     photometric: bool = True
+    reduced_decoding: bool = False  # JPEG files 2, 4 or 8 times smaller where they are shrunk by that much anyway
     max_classes: PositiveInt | None = None  # room for the classes of one crop; None: all of the data set
     workers: PositiveInt = 2
     on_bad_sample: Literal["error", "skip"] = "error"  # training only: an image or mask that cannot be read

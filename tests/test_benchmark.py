@@ -1,6 +1,7 @@
 """tools/benchmark.py: reports on a tiny network, arithmetic with a clock of the test's own, gradients of the parts."""
 
 import json
+from functools import partial
 from itertools import count as numbers
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,13 +103,26 @@ def test_inference(report_of, tmp_path):
     check_arithmetic(report, (32, 64), 1 / report["image"]["median"], tmp_path)
 
 
-def test_data(report_of):
-    report = report_of("--mode", "data")
+def test_data(report_of, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "write_drawn", partial(tool.write_drawn, size=(64, 80), count=5))
+    report = report_of("--mode", "data", "--drawn", "jpg")
     for name in ("batch", "image"):
         check_spread(report[name])
     assert 2 / report["batch"]["max"] <= report["train_images_per_s"] <= 2 / report["batch"]["min"]
     assert 1 / report["image"]["max"] <= report["eval_images_per_s"] <= 1 / report["image"]["min"]
     assert "parts" not in report and "classes" not in report
+    stages, shown = report["stages"], capsys.readouterr().out
+    assert {"decode image", "decode label", "random_window", "photometric_distortion", "batch"} < stages.keys()
+    assert sum(stage["share"] for stage in stages.values()) == pytest.approx(1.0)
+    for name, stage in stages.items():
+        assert stage["images_per_s"] == pytest.approx(1.0 / stage["seconds"])  # of one worker
+        assert stage["images_per_s"] > report["predicted_images_per_s"] * 0.5 and name in shown
+    ratio = report["share_of_predicted"]
+    assert 0.0 < ratio["min"] <= ratio["median"] <= ratio["max"] and report["decoding_images_per_s"] > 0.0
+    assert 0.0 < report["processor"]["share"] == pytest.approx(
+        report["processor"]["stages"] / report["processor"]["pipeline"]
+    )
+    assert "predicted" in shown and "decoding alone" in shown
 
 
 def test_synthetic_needs_no_data_set(report_of):
@@ -121,7 +135,7 @@ def test_synthetic_needs_no_data_set(report_of):
 def test_synthetic_batches_are_like_real_ones(tmp_path):
     config = load_config(tiny(tmp_path), ["data.max_classes=4", "train.accumulate=2"])
     groups = tool.step_groups(config, 30, 1, True)
-    real = next(tool.training_stream(load_config(tiny(tmp_path)), 1))
+    real = tool.completed(next(tool.training_stream(load_config(tiny(tmp_path)), 1)))
     batch, again = next(groups)
     assert batch is again
     forms = {k: (v.dtype, v.ndim) for k, v in real.items() if k != "item"}  # drawn samples are of no item
@@ -134,6 +148,7 @@ def test_synthetic_batches_are_like_real_ones(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["--steps", "0"], "--steps 0: at least 1"),
     (["--mode", "data", "--synthetic"], "--synthetic"),
+    (["--drawn", "jpg"], "--drawn: only with --mode data"),
     (["--classes", "5"], "only with --synthetic"),
     (["--synthetic", "--classes", "256"], "1 to 255"),
     (["--mode", "fast"], "invalid choice"),

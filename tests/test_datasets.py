@@ -58,10 +58,10 @@ def test_folder_pairs_by_name_and_reads_through_the_table(data):
     samples = create_eval_samples(config(data))
     assert len(samples) == 1
     [(name, sample)] = list(samples)
-    assert name == "c" and sample.keys() == {"image", "label", "valid"}
+    assert name == "c" and sample.keys() == {"image", "label"}
     np.testing.assert_array_equal(sample["image"], PHOTO)  # RGB order kept
     np.testing.assert_array_equal(sample["label"], np.array([[0, 1, 255, 0]] * 6).repeat(2, axis=1))
-    assert sample["label"].dtype == sample["valid"].dtype == np.uint8 and sample["valid"].all()
+    assert sample["label"].dtype == np.uint8
 
 
 def test_eval_samples_are_shared_out_over_ranks(data):

@@ -34,6 +34,7 @@ ALLOWED = {
         "src.spectral", "src.config", "src.models", "src.functional", "src.engine.weights",
     ),
     "src.zero_shot": ("src.metrics",),
+    "src.loading_speed": ("src.config", "src.data", "src.engine.timing", "src.log"),
     "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models"),
     **dict.fromkeys(CONFIG, CONFIG),
     **dict.fromkeys(NOTHING, ()),

@@ -149,6 +149,38 @@ def test_damaged_mask_names_the_file(tmp_path):
         read_mask(path)
 
 
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_mask_with_a_flipped_bit_is_no_mask(tmp_path, place):
+    """Its pixels may look like others; the checksum tells."""
+    path = save(tmp_path / "mask.png", np.random.default_rng(0).integers(0, 9, (99, 99), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 4
+    path.write_bytes(content)
+    with raises(ValueError, "cannot read label file", "mask.png", "damaged"):
+        read_mask(path)
+
+
+def test_a_transparent_grey_is_a_value_like_others(tmp_path):
+    save(tmp_path / "mask.png", MASK, transparency=7)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), MASK)
+
+
+def test_values_have_the_type_of_the_file(tmp_path):
+    assert read_mask(save(tmp_path / "8.png", MASK)).dtype == np.uint8
+    assert read_mask(save(tmp_path / "1.png", MASK > 0)).dtype == np.uint8
+    assert read_mask(save(tmp_path / "16.png", MASK.astype(np.uint16))).dtype == np.int32
+
+
+@pytest.mark.parametrize("table", [TABLE, {value: value for value in range(256)}, {0: 4, 7: 254, 255: 3, 999: 0}])
+def test_bytes_are_looked_up_as_integers_are(table):
+    values = np.random.default_rng(0).choice([value for value in table if value < 256], (9, 70)).astype(np.uint8)
+    expected = np.vectorize(table.get)(values)
+    for kind in (np.uint8, np.int32, np.uint16):
+        label = to_class_ids(values.astype(kind), table, "mask")
+        np.testing.assert_array_equal(label, expected)
+        assert label.dtype == np.uint8
+
+
 def test_value_outside_the_table_names_file_values_and_range(tmp_path):
     mask = MASK.copy()
     mask[0, :3], mask[1, 0] = 9, 200

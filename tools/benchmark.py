@@ -1,8 +1,9 @@
 """Speed, memory and arithmetic of a configuration on one device.
 
 train: the training step as train.py runs it, with the data that it reads. infer: one random image of eval.size through
-the served graph. data: reading alone, no network. Weights are fresh, so any configuration can be timed before it has
-been trained. No run folder is made or changed; the only file written is that of --json.
+the served graph. data: reading alone, no network; the pipeline against its stages and against decoding alone, each in
+as many processes as the pipeline has workers. Weights are fresh, so any configuration can be timed before it has been
+trained. No run folder is made or changed; the only file written is that of --json.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice, repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,7 +32,7 @@ from src.config import Config, format_config, load_config_with_sources  # noqa: 
 from src.data import create_eval_samples, create_train_batches, load_classes  # noqa: E402
 from src.data.transforms import present_classes  # noqa: E402
 from src.engine.benchmark import inference_parts, training_parts  # noqa: E402
-from src.engine.benchmark_table import create_table  # noqa: E402
+from src.engine.benchmark_table import create_tables  # noqa: E402
 from src.engine.graphs import call_graph  # noqa: E402
 from src.engine.optimizer import create_optimizer  # noqa: E402
 from src.engine.predict_net import PredictNet  # noqa: E402
@@ -46,7 +48,8 @@ from src.engine.timing import (  # noqa: E402
 )
 from src.engine.train_step import TrainStep, draw_noise, run_step  # noqa: E402
 from src.engine.trainer import PROGRESS  # noqa: E402
-from src.log import get_console  # noqa: E402
+from src.loading_speed import measure_loading, write_drawn  # noqa: E402
+from src.log import get_console, plain  # noqa: E402
 from src.losses import create_loss  # noqa: E402
 from src.models import create_model  # noqa: E402
 from train import COLUMNS, choose_precision, columns_of, count  # noqa: E402
@@ -84,6 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
         help="number of classes; only with --synthetic (default: that of the data set, or "
         f"{ASSUMED_CLASSES}, with a note, where it cannot be read)",
     )  # fmt: skip
+    parser.add_argument(
+        "--drawn", choices=("jpg", "png"),
+        help="only with --mode data: drawn scenes of 1024 x 2048, written for the occasion, in place of the data set",
+    )  # fmt: skip
     options = parser.parse_intermixed_args(arguments)
     options.steps = STEPS[options.mode] if options.steps is None else options.steps
     check_options(parser, options)
@@ -93,9 +100,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     output = cli.writable(options.json) if options.json else None
     report = measure(config, options)
-    get_console().print(create_table(report))
+    for table in create_tables(report):
+        get_console().print(table)
     if output:
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(plain(report), indent=2) + "\n", encoding="utf-8")
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -104,6 +112,8 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"--steps {options.steps}: at least 1")
     if options.synthetic and options.mode == "data":
         parser.error("--synthetic: --mode data times the data set itself; leave one of the two out")
+    if options.drawn and options.mode != "data":
+        parser.error("--drawn: only with --mode data")
     if options.classes is not None and not options.synthetic:
         parser.error("--classes: only with --synthetic, else the data set says how many there are")
     if options.classes is not None and not 1 <= options.classes <= 255:
@@ -123,7 +133,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict:
     if report["machine"]["load"] > BUSY:
         notes.append("Other programs kept the machine busy: trust minima and shares more than medians.")
     if options.mode == "data":
-        return report | measure_data(config, options.steps)
+        return report | measure_data(config, options.steps, options.drawn)
     classes = number_of_classes(config, options, notes)
     notes += [APART, REST[options.mode]]
     if options.mode == "infer":
@@ -229,7 +239,7 @@ def training_stream(config: Config, batches: int) -> Iterator[Batch]:
 
 
 def stored_batches() -> int:
-    """Batches that the pipeline may have read ahead: a queue each before and after samples are made a batch."""
+    """At least as many batches as the pipeline may have read ahead, in MindSpore's queue and in the threads'."""
     return 2 * ds.config.get_prefetch_size()
 
 
@@ -268,17 +278,18 @@ def measure_inference(config: Config, classes: int, steps: int) -> dict:
     }  # fmt: skip
 
 
-def measure_data(config: Config, steps: int) -> dict:
-    """Reading of the training stream and of evaluation images, with nothing else running."""
-    batches = training_stream(config, WARM_UP + steps)
-    batch = alternate({"batch": lambda: next(batches)}, steps, "training batches")["batch"]
-    samples = create_eval_samples(config.data)
-    numbers = iter(range(WARM_UP + steps))
-    sample = alternate({"image": lambda: samples[next(numbers) % len(samples)]}, steps, "evaluation images")
+def measure_data(config: Config, steps: int, drawn: str | None) -> dict:
+    """Reading of the training stream and its stages, then of evaluation images, with nothing else running."""
+    with TemporaryDirectory(prefix="drawn_scenes_") as place:
+        if drawn:
+            keys = write_drawn(Path(place), f".{drawn}")
+            config = config.model_copy(update={"data": config.data.model_copy(update=keys)})
+        report = measure_loading(config, steps)
+        samples = create_eval_samples(config.data)
+        numbers = iter(range(WARM_UP + steps))
+        sample = alternate({"image": lambda: samples[next(numbers) % len(samples)]}, steps, "evaluation images")
     return {
-        "size": list(config.data.crop_size), "batch_size": config.train.batch_size, "workers": config.data.workers,
-        "batch": spread(batch), "train_images_per_s": float(config.train.batch_size * steps / batch.sum()),
-        "image": spread(sample["image"]), "eval_images_per_s": float(steps / sample["image"].sum()),
+        **report, "image": spread(sample["image"]), "eval_images_per_s": float(steps / sample["image"].sum()),
         "peak_memory": peak_memory(),
     }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,8 @@ from src.data.transforms import (
     pad,
     photometric_distortion,
     present_classes,
-    random_crop,
     random_flip,
-    random_resize,
+    random_window,
 )
 from src.data.voc import voc_2012, voc_scribble
 
@@ -96,8 +96,9 @@ def train_transforms(
     """
     return [
         *([present_classes(image_classes, IMAGE_PRESENT)] if image_classes else []),
-        random_resize(data.base_size, data.scale_range),
-        random_crop(data.crop_size, data.max_class_share),
+        random_window(
+            data.base_size, data.scale_range, data.crop_size, data.max_class_share, reduced=data.reduced_decoding
+        ),
         random_flip(data.flip),
         *([photometric_distortion()] if data.photometric else []),
         pad(data.crop_size, pad_pixel),
@@ -105,30 +106,23 @@ def train_transforms(
     ]
 
 
-def create_train_batches(
+def create_train_stream(
     data: DataConfig,
     *,
     max_classes: int,
     seed: int,
-    rank: int,
-    world_size: int,
-    batch_size: int,
     first_sample: int,
     num_samples: int,
+    rank: int = 0,
+    world_size: int = 1,
     pad_pixel: tuple[int, int, int] = MEAN_PIXEL,
     items: Sequence[Item] | None = None,
     bad: BadSamples | None = None,
     columns: Sequence[str] = (),
-) -> Iterator[dict[str, np.ndarray]]:
-    """Augmented batches of this rank: num_samples samples after the first_sample ones that it has taken already.
-
-    Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W) int32, valid (B, H, W) uint8, present
-    (B, max_classes) int32, image_present (B, K) int32 where `columns` names it, and item (B,) int32, the index in
-    `items` (None: the items of data.train_split) of what each sample was made of. Missing data and wrong settings raise
-    here, bad files while iterating, unless `bad` notes them.
-    """
+) -> SampleStream:
+    """The augmented samples of which `create_train_batches` makes batches; the same settings."""
     classes = load_classes(data)
-    stream = SampleStream(
+    return SampleStream(
         items=load_items(data, data.train_split) if items is None else items,
         table=classes.table,
         transforms=train_transforms(
@@ -141,7 +135,17 @@ def create_train_batches(
         first=first_sample,
         bad=bad,
     )
-    return create_batches(stream, batch_size, data.workers)
+
+
+def create_train_batches(data: DataConfig, *, batch_size: int, **settings: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Augmented batches of this rank: num_samples samples after the first_sample ones that it has taken already.
+
+    settings: of `create_train_stream`. Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W)
+    int32, valid (B, H, W) uint8, present (B, max_classes) int32, image_present (B, K) int32 where `columns` names it,
+    and item (B,) int32, the index in `items` (None: the items of data.train_split) of what each sample was made of.
+    Missing data and wrong settings raise here, bad files while iterating, unless `bad` notes them.
+    """
+    return create_batches(create_train_stream(data, **settings), batch_size, data.workers)
 
 
 class EvalSamples:

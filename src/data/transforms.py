@@ -7,17 +7,18 @@ one class, flip, photometric distortion, pad).
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import cv2
 import numpy as np
 
 from src.constants import IGNORE, MEAN_PIXEL
-from src.data.reading import Sample
+from src.data.reading import DECODERS, Sample, Size
+from src.data.windows import cut_bilinear, cut_nearest, nearest_places
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
 CROP_TRIES = 10
-LEVELS = np.arange(256, dtype=np.float32)
 HUES = 180  # OpenCV's 8-bit hue counts steps of two degrees
 
 
@@ -30,60 +31,74 @@ def _per_pixel(sample: Sample, function: Callable[[str, np.ndarray], np.ndarray]
     return {key: function(key, array) if array.ndim >= 2 else array for key, array in sample.items()}
 
 
-def random_resize(base_size: tuple[int, int] | None, scale_range: tuple[float, float]) -> Transform:
-    """Scales by a factor drawn uniformly from scale_range and keeps the ratio of height to width.
+def random_window(
+    base_size: Size | None, scale_range: tuple[float, float], size: Size, max_class_share: float, reduced: bool = False
+) -> Transform:
+    """Resizes by a random factor and cuts a random window of it; nothing but the window is computed.
 
-    base_size: limits in pixels for the (long, short) edge at factor 1; the image becomes as large as both limits times
-    the factor allow. None: the image's own size times the factor. Image bilinear, everything else nearest.
+    base_size, scale_range: see `draw_size`. Image bilinear, everything else nearest.
+    The window is of `size` (height, width), or of the whole edge where the resized image is smaller. Up to 10 are drawn
+    until one holds more than one class and none with max_class_share or more of the labelled pixels; failing that, the
+    last is taken. A share of 1 sets no limit.
+    reduced: says in its attribute `reduction` how many times smaller an image may be decoded, see `SampleStream`.
     """
 
-    def apply(sample: Sample, rng: np.random.Generator) -> Sample:
-        height, width = sample["image"].shape[:2]
-        scale = rng.uniform(*scale_range)
-        if base_size is not None:
-            # whole pixels, so that the limits are those which the usual implementations draw
-            long_limit, short_limit = (int(edge * scale) for edge in (max(base_size), min(base_size)))
-            scale = min(long_limit / max(height, width), short_limit / min(height, width))
-        size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))  # OpenCV counts (W, H)
+    draw = partial(draw_size, base_size=base_size, scale_range=scale_range)
 
-        def resize(key: str, array: np.ndarray) -> np.ndarray:
-            # the exact form samples at pixel centres like the bilinear one; the plain form is off by half a pixel
-            method = cv2.INTER_LINEAR if key == "image" else cv2.INTER_NEAREST_EXACT
-            return cv2.resize(array, size, interpolation=method)
-
-        return _per_pixel(sample, resize)
-
-    return apply
-
-
-def random_crop(size: tuple[int, int], max_class_share: float) -> Transform:
-    """Cuts a window of size (height, width), or of the whole edge where the image is smaller.
-
-    Up to 10 windows are drawn until one holds more than one class and none with max_class_share or more of the labelled
-    pixels; failing that, the last is taken. A share of 1 sets no limit.
-    """
+    def choose_reduction(full: Size, rng: np.random.Generator) -> int:
+        shrinking = min(edge / new for edge, new in zip(full, draw(full, rng), strict=True))
+        return max(factor for factor in DECODERS if factor <= shrinking or factor == 1)
 
     def apply(sample: Sample, rng: np.random.Generator) -> Sample:
-        label = sample["label"]
-        height, width = min(size[0], label.shape[0]), min(size[1], label.shape[1])
+        label, reduction = sample["label"], int(sample.get("reduction", 1))
+        resized = draw(label.shape, rng)
+        rows, columns = (nearest_places(*edges) for edges in zip(label.shape, resized, strict=True))
+        height, width = min(size[0], resized[0]), min(size[1], resized[1])
         for _ in range(CROP_TRIES if max_class_share < 1.0 else 1):
-            top = int(rng.integers(label.shape[0] - height + 1))
-            left = int(rng.integers(label.shape[1] - width + 1))
-            rows, columns = slice(top, top + height), slice(left, left + width)
-            if largest_class_share(label[rows, columns]) < max_class_share:
+            top = int(rng.integers(resized[0] - height + 1))
+            left = int(rng.integers(resized[1] - width + 1))
+            places = rows[top : top + height], columns[left : left + width]
+            cut = cut_nearest(label, *places)
+            if max_class_share == 1.0 or largest_class_share(cut) < max_class_share:
                 break
 
         def crop(key: str, array: np.ndarray) -> np.ndarray:
-            return array[rows, columns]
+            if key == "image":
+                return cut_bilinear(array, label.shape, resized, (top, left, height, width), reduction)
+            return cut if key == "label" else cut_nearest(array, *places)
 
-        return _per_pixel(sample, crop)
+        return _per_pixel({key: array for key, array in sample.items() if key != "reduction"}, crop)
 
+    if reduced:
+        apply.reduction = choose_reduction
     return apply
+
+
+def draw_size(
+    full: Size, rng: np.random.Generator, base_size: Size | None, scale_range: tuple[float, float]
+) -> Size:
+    """What an image of `full` (H, W) is resized to, by a factor drawn uniformly from scale_range; the ratio stays.
+
+    base_size: limits in pixels for the (long, short) edge at factor 1; the image becomes as large as both limits times
+    the factor allow. None: the image's own size times the factor.
+    """
+    scale = rng.uniform(*scale_range)
+    if base_size is not None:
+        # whole pixels, so that the limits are those which the usual implementations draw
+        long_limit, short_limit = (int(edge * scale) for edge in (max(base_size), min(base_size)))
+        scale = min(long_limit / max(full), short_limit / min(full))
+    return tuple(max(1, int(edge * scale + 0.5)) for edge in full)
+
+
+def class_counts(label: np.ndarray) -> np.ndarray:
+    """Pixels of every class in (H, W) uint8, those without a label left out: (255,) int64."""
+    # unlike NumPy's it leaves the interpreter lock and makes no integers of 8 bytes; counts are exact up to 2 ** 24
+    return cv2.calcHist([label], [0], None, [IGNORE + 1], [0, IGNORE + 1])[:IGNORE, 0].astype(np.int64)
 
 
 def largest_class_share(label: np.ndarray) -> float:
     """Share of the most frequent class among the labelled pixels of (H, W) uint8; 1.0 where nothing is labelled."""
-    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    counts = class_counts(label)
     return counts.max() / counts.sum() if counts.any() else 1.0
 
 
@@ -132,31 +147,28 @@ def change_levels(image: np.ndarray, gain: float, shift: float) -> np.ndarray:
     """gain * level + shift, rounded and clipped, for uint8 images of any shape."""
     if gain == 1.0 and shift == 0.0:
         return image
-    return cv2.LUT(image, _as_levels(gain * LEVELS + shift))
+    return cv2.addWeighted(image, gain, image, 0.0, shift)  # vectorised, which a table is not
 
 
 def change_colours(image: np.ndarray, saturation: float, turn: int) -> np.ndarray:
     """Scales the HSV saturation and turns the hue by `turn` steps of two degrees; image (H, W, 3) uint8 RGB."""
     if saturation == 1.0 and turn == 0:
         return image
-    hues = ((np.arange(256) + turn) % HUES).astype(np.uint8)
-    tables = np.stack([hues, _as_levels(saturation * LEVELS), LEVELS.astype(np.uint8)], axis=-1)
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables[None])
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def _as_levels(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    hue, colour, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    if turn:
+        hue = cv2.LUT(hue, ((np.arange(256) + turn) % HUES).astype(np.uint8))
+    return cv2.cvtColor(cv2.merge((hue, change_levels(colour, saturation, 0.0), value)), cv2.COLOR_HSV2RGB)
 
 
 def pad(
     size: tuple[int, int], pixel: tuple[int, int, int] = MEAN_PIXEL, fills: Mapping[str, float] | None = None
 ) -> Transform:
-    """Pads right and below to size (height, width): image with `pixel` (R, G, B), label with 255, valid with 0.
+    """Pads right and below to size (height, width): image with `pixel` (R, G, B), label with 255.
 
-    fills: the value for further per-pixel keys. Raises ValueError for a larger image, KeyError for a key without value.
+    Adds `valid` (height, width) uint8: 1 for real pixels, 0 for padding. fills: the value for further per-pixel keys.
+    Raises ValueError for a larger image, KeyError for a key without value.
     """
-    values = {"image": pixel, "label": IGNORE, "valid": 0, **(fills or {})}
+    values = {"image": pixel, "label": IGNORE, **(fills or {})}
 
     def apply(sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample["image"].shape[:2]
@@ -171,8 +183,12 @@ def pad(
             padded[:height, :width] = array
             return padded
 
-        return sample if (height, width) == tuple(size) else _per_pixel(sample, extend)
+        valid = np.zeros(size, np.uint8)
+        valid[:height, :width] = 1
+        padded = sample if (height, width) == tuple(size) else _per_pixel(sample, extend)
+        return {**padded, "valid": valid}
 
+    apply.columns = ("valid",)
     return apply
 
 
@@ -183,7 +199,7 @@ def present_classes(max_classes: int, column: str = "present") -> Transform:
     """
 
     def apply(sample: Sample, rng: np.random.Generator) -> Sample:
-        ids = np.flatnonzero(np.bincount(sample["label"].ravel(), minlength=IGNORE + 1)[:IGNORE])
+        ids = np.flatnonzero(class_counts(sample["label"]))
         if len(ids) > max_classes:
             raise ValueError(
                 f"{len(ids)} classes in one crop, but at most {max_classes} have room; raise data.max_classes"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+STAGE_HEADINGS = ("stage", "an image", "share", "images/s")
 HEADINGS = ("measure", "median", "min", "max", "iqr", "share")
 ONCE = {"first_step": "first step (compiles)", "first_call": "first call (compiles)"}
 SPREADS = {"step": "training step", "batch": "training batch", "image": "image"}
@@ -11,6 +12,26 @@ PARTS = {"step": "on one batch, by turns"}
 SPEEDS = {
     "images_per_s": "images/s", "train_images_per_s": "training images/s", "eval_images_per_s": "evaluation images/s",
 }  # fmt: skip
+
+
+def create_tables(report: dict) -> list[Table]:
+    """The table of a report, after that of its stages where it has any."""
+    return [*([create_stage_table(report)] if "stages" in report else []), create_table(report)]
+
+
+def create_stage_table(report: dict) -> Table:
+    """A row per stage of reading: its time for an image in one process, its share, and what all workers could do."""
+    table = Table(title=f"stages of reading, each by itself in {report['workers']} processes", title_justify="left")
+    for heading in STAGE_HEADINGS:
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    for name, stage in report["stages"].items():
+        table.add_row(name, format_time(stage["seconds"]), f"{stage['share']:.1%}", f"{stage['images_per_s']:.0f}")
+    table.add_section()
+    seconds = sum(stage["seconds"] for stage in report["stages"].values())
+    table.add_row("all: predicted", format_time(seconds), "100.0%", f"{report['predicted_images_per_s']:.1f}")
+    if "decoding_images_per_s" in report:
+        table.add_row("decoding alone, OpenCV", "", "", f"{report['decoding_images_per_s']:.1f}")
+    return table
 
 
 def create_table(report: dict) -> Table:
@@ -48,11 +69,19 @@ def part_rows(report: dict) -> Iterator[tuple[str, ...]]:
         yield f"  {PARTS.get(name, name)}", *spread, f"{part['share']:.0%}"
 
 
-def number_rows(report: dict) -> Iterator[tuple[str, str]]:
-    """Single numbers of a report."""
+def number_rows(report: dict) -> Iterator[tuple[str, ...]]:
+    """Single numbers of a report, and what varied between its rounds."""
     for name, text in SPEEDS.items():
         if name in report:
             yield text, f"{report[name]:.2f}"
+    if "share_of_predicted" in report:
+        share = report["share_of_predicted"]
+        yield "share of the predicted rate", *(f"{share[name]:.1%}" for name in ("median", "min", "max"))
+    if "processor" in report:
+        busy = report["processor"]
+        yield "processor an image: stages", format_time(busy["stages"])
+        yield "processor an image: pipeline", format_time(busy["pipeline"])
+        yield "share of the stages in it", f"{busy['share']:.1%}"
     if report["mode"] == "train":
         yield "waiting for data", "none read" if report["waiting"] is None else f"{report['waiting']:.1%}"
     yield "memory peak, whole process", f"{report['peak_memory'] / 2**20:.0f} MiB"
