@@ -98,11 +98,27 @@ def test_every_head_can_have_a_consistency_head(main):
     settings = {"name": "consistency", "main": TINY[main]}
     head = build("model.head", HEADS, settings, channels, grids, K)
     own = build("model.head", HEADS, TINY[main], channels, grids, K)
-    assert head.outputs == (*own.outputs, "embedding")
+    assert head.outputs == (*own.outputs, "embedding", "coarsest")
     np.testing.assert_array_equal(head.noise_rates, own.noise_rates)
     assert head.align_corners == getattr(own, "align_corners", False) and head.count_macs() == own.count_macs()
     if "logits" in own.outputs:
         check_outputs(head, create_loss({"name": "dfr"}, K))
+
+
+def test_what_is_given_in_training_alone():
+    """The decoder's map is what is classified, and what an embedding may be made of; the coarsest one is passed on."""
+    settings = {"name": "consistency", "main": TINY["fcn"], "inputs": "decoder", "channels": 5}
+    head, x = build("model.head", HEADS, settings, CHANNELS, GRIDS, K), maps()
+    p = randomise(head)
+    head.add_flags(training=True)
+    head.main.add_flags(training=True)  # the norms keep to their statistics
+    found = run(head, x)
+    assert tuple(found) == head.outputs == ("logits", "decoder", "embedding", "coarsest")
+    np.testing.assert_array_equal(found["coarsest"], x[-1])
+    decoder = found["decoder"].astype(float)
+    assert decoder.shape == (2, 8, *GRIDS[0]) and decoder.min() == 0.0
+    for key, name in (("logits", "main.classifier"), ("embedding", "embed")):
+        np.testing.assert_allclose(found[key], classified(decoder, p, name), rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_heads_are_refused():
@@ -111,6 +127,8 @@ def test_wrong_heads_are_refused():
         ({"name": "consistency", "main": {"name": "fcn", "chanels": 3}}, r"model.head.main \(fcn\).*'chanels'"),
         ({"name": "consistency", "main": {"name": "fcn"}, "channels": 0}, "channels is 0"),
         ({"name": "consistency"}, "missing argument 'main'"),
+        ({"name": "consistency", "main": {"name": "segvit"}, "inputs": "decoder"}, "which SegViTHead does not give"),
+        ({"name": "consistency", "main": {"name": "fcn"}, "inputs": "f8"}, "inputs 'f8' is not known"),
         ({"name": "upernet", "bins": []}, "bins"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -200,3 +218,6 @@ def test_training_from_scribbles_end_to_end(tmp_path):
     assert terms[-1]["ce"] < terms[0]["ce"]
     evaluated = [record for record in map(json.loads, lines) if record["kind"] == "eval"]
     assert len(evaluated) == 1 and evaluated[0]["miou"] > 0.0
+    curves = tmp_path / "curves.png"
+    assert run_command("tools/plot_run.py", tmp_path / "runs" / config.name, "--output", curves).code == 0
+    assert curves.is_file()
