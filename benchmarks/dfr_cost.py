@@ -38,7 +38,7 @@ CONFIG, CLASSES, BATCH = "config/dfr/swin_base_voc_scribble.yaml", 21, 2
 PARTIAL = "loss={name: partial_cross_entropy, weights: {aux: 0.4}}"
 NETWORK = ("model.backbone={name: swin_tiny, drop_path: 0.3}", "model.head={name: upernet, channels: 512}", PARTIAL)
 SMALL = (
-    "model.backbone={name: swin, embed_width: 8, depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 2]}",
+    "model.backbone={name: swin, embed_width: 8, depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 2], window: 4}",
     "model.head={name: upernet, channels: 16, auxiliary: 16}", PARTIAL,
 )  # fmt: skip
 WIDTH = 64  # of the embedding

@@ -10,6 +10,7 @@ from mindspore import Tensor
 from src.config import load_config
 from src.data import train_transforms
 from src.data.transforms import declared_columns
+from src.engine.train_step import run_step
 from src.functional import average_pool_matrix, bilinear_matrix
 from src.losses import batch_counts, check_outputs, create_loss
 from src.models import HEADS, build, create_model
@@ -173,6 +174,26 @@ def test_which_loss_reaches_which_part():
     assert "head.embed.weight" in reached["consistency"] and decode & reached["regulariser"]
     assert any(name.startswith("backbone.") for name in reached["regulariser"])
     assert any(name.startswith("backbone.") for name in reached["consistency"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "head"), [("decoder", "fcn"), ("coarsest", "consistency")])
+def test_other_features_train_without_the_embedding(source, head):
+    """A step with the kernel on other features: beta changes the term, so they are read; weights stay finite."""
+    regulariser = {"deep_source": source, "blocks": 1, "start": 0.0, "beta_ramp": [0.0, 1.0]}
+    network = tiny_network(head=head)
+    for parameter in network.get_parameters():
+        if parameter.name.endswith("classifier.weight"):
+            parameter.set_data(100.0 * parameter)  # shares that differ from place to place
+    step = tiny_step(network, {"name": "dfr", "weights": {"consistency": 0.0}, "regulariser": regulariser})
+    assert step.loss.needs == ("logits", source)
+    batch, found = draw_batch(2), []
+    for progress in (0.0, 1.0):
+        columns = {"image_present": batch["present"], "progress": np.array([progress], np.float32)}
+        noise = np.ones((1, 2, len(step.network.noise_rates)), np.float32)
+        found.append(run_step(step, step.inputs(0, 0.0), noise, [{**batch, **columns}], batch_counts(batch)))
+    assert 0.0 < found[1].terms["regulariser"] != pytest.approx(found[0].terms["regulariser"], rel=1e-5)
+    assert np.isfinite([result.norm for result in found]).all()
 
 
 def test_classes_of_the_whole_image_travel_with_its_crops():
