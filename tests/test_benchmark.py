@@ -121,7 +121,7 @@ def test_synthetic_needs_no_data_set(report_of):
 def test_synthetic_batches_are_like_real_ones(tmp_path):
     config = load_config(tiny(tmp_path), ["data.max_classes=4", "train.accumulate=2"])
     groups = tool.step_groups(config, 30, 1, True)
-    real = next(tool.training_stream(load_config(tiny(tmp_path)), 1))
+    real = tool.completed(next(tool.training_stream(load_config(tiny(tmp_path)), 1)))
     batch, again = next(groups)
     assert batch is again
     forms = {k: (v.dtype, v.ndim) for k, v in real.items() if k != "item"}  # drawn samples are of no item
