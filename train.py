@@ -25,7 +25,7 @@ from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_label, require_fit
 from src.engine.optimizer import batch_factor, create_optimizer, learning_rates
 from src.engine.precision import half_type
-from src.engine.preflight import tell_plan
+from src.engine.preflight import rehearse, tell_plan
 from src.engine.run_folder import open_run
 from src.engine.run_logs import BAD_SAMPLES, known_bad_samples
 from src.engine.stopping import Stopped, StopSignals
@@ -100,13 +100,10 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
         tell_plan(loop, config.optimizer, schedule, len(items), network, optimizer)
     validate, evaluation_seconds = create_validation(config, step_cell, classes, samples, rank, world_size, stop)
     batches = create_batches(config, loop, len(classes), items, bad, step_cell.columns)
-    parts = Parts(
-        network, step_cell, schedule, batches, count, validate,
-        graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size, half)),
-        stop, items, bad, evaluation_seconds,
-    )  # fmt: skip
+    parts = Parts(network, step_cell, schedule, batches, count, validate, stop, items, bad)
+    cache = graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size, half))
     try:
-        return fit(loop, parts, state)
+        return fit(loop, rehearse(loop, parts, state, cache, evaluation_seconds), state)
     finally:
         if bad and bad.names:
             listed = ", ".join(bad.names)
