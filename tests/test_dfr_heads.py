@@ -157,7 +157,7 @@ def test_which_loss_reaches_which_part():
             self.step, self.number = step, number
 
         def construct(self, noise, counts, *columns):
-            return self.step.forward(noise, counts, *columns)[1][self.number]
+            return self.step.forward(1.0, noise, counts, *columns)[1][self.number]
 
     batch = draw_batch(2)
     batch = {**batch, "image_present": batch["present"], "progress": np.ones(1, np.float32)}
