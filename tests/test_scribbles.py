@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from src.config import load_config
-from src.data import create_eval_samples, load_items
+from src.data import create_eval_samples, load_items, scribbles
 from src.data.label_forms import draw_scribbles
 from src.data.reading import read_item
 from src.data.scribble_audit import Audit, overlay
@@ -129,6 +129,19 @@ def test_same_seed_same_bytes_and_another_seed_another_image():
     assert first[0] == again[0] and first[1].tobytes() == again[1].tobytes()
     others = [scribble(mask, name, seed, pen)[1].tobytes() for name, seed in (("b", 0), ("a", 1))]
     assert first[1].tobytes() not in others and others[0] != others[1]
+
+
+def test_the_last_digit_of_a_distance_changes_no_stroke(monkeypatch):
+    """OpenCV's distances of one mask differ by 1e-6 from call to call."""
+    mask, measure, rng = scene(), cv2.distanceTransform, np.random.default_rng(0)
+    first = scribble(mask, "a", 0, Pen())[0]
+
+    def shaken(*arguments):
+        found = measure(*arguments)
+        return found * (1.0 + 3e-7 * rng.uniform(-1.0, 1.0, found.shape)).astype(np.float32)
+
+    monkeypatch.setattr(scribbles.cv2, "distanceTransform", shaken)
+    assert all(scribble(mask, "a", 0, Pen())[0] == first for _ in range(5))
 
 
 def test_dropping_leaves_one_stroke_and_the_share_that_it_should():

@@ -103,8 +103,7 @@ def draw_paths(component: np.ndarray, rng: np.random.Generator, pen: Pen) -> lis
     """Vertices of the strokes of a component (H, W) bool: one, and as many more as asked for and found."""
     left, top, width, height = cv2.boundingRect(component.astype(np.uint8))
     component = component[top : top + height, left : left + width]
-    padded = np.pad(component, 1).astype(np.uint8)  # the image's border is one of the component
-    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    depth = depths(component)
     least, share, most = CORE_DEPTHS
     core = depth >= max(least, min(share * depth.max(), most))
     deepest = np.unravel_index(depth.argmax(), depth.shape)
@@ -124,6 +123,16 @@ def draw_paths(component: np.ndarray, rng: np.random.Generator, pen: Pen) -> lis
         vertices = [*pixels[::VERTEX_STEP], *([pixels[-1]] if (len(pixels) - 1) % VERTEX_STEP else [])]
         strokes.append(tuple((left + x, top + y) for x, y in shake(vertices, core, rng, pen.jitter)))
     return strokes
+
+
+def depths(component: np.ndarray) -> np.ndarray:
+    """Distance (H, W) of every pixel from the nearest one outside; the image's border is one of the component.
+
+    OpenCV's last digit depends on where its arrays lie, and so would strokes; squares of distances are whole numbers.
+    """
+    padded = np.pad(component, 1).astype(np.uint8)
+    found = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return np.sqrt(np.rint(found.astype(np.float64) ** 2))
 
 
 def shake(vertices: list[Point], core: np.ndarray, rng: np.random.Generator, jitter: float) -> list[Point]:
