@@ -6,8 +6,9 @@ Letters: K classes, h x w grid, F features, D embedding width. One image at a ti
 import numpy as np
 
 
-def kernel(first, second, colours, embedding, scales, beta) -> float:
-    """K of two places (y, x): sum over scales (weight, xy in cells, rgb, deep) of products of Gaussians."""
+def kernel(first, second, colours, embedding, scales, beta, l1mean=False) -> float:
+    """K of two places (y, x): sum over scales (weight, xy in cells, rgb, deep) of products of Gaussians; with l1mean
+    the last factor is exp(-beta mean|E_i - E_j| / deep)."""
     total = 0.0
     for weight, xy, rgb, deep in scales:
         exponent = 0.0
@@ -17,12 +18,12 @@ def kernel(first, second, colours, embedding, scales, beta) -> float:
             exponent += ((colours[:, first[0], first[1]] - colours[:, second[0], second[1]]) ** 2).sum() / (2 * rgb**2)
         if deep:
             apart = embedding[:, first[0], first[1]] - embedding[:, second[0], second[1]]
-            exponent += beta * (apart**2).sum() / (2 * deep**2)
+            exponent += beta * (np.abs(apart).mean() / deep if l1mean else (apart**2).sum() / (2 * deep**2))
         total += weight * np.exp(-exponent)
     return total
 
 
-def energy(shares, colours, embedding, gate, valid, scales, beta, norm="mass", offsets=None):
+def energy(shares, colours, embedding, gate, valid, scales, beta, norm="mass", offsets=None, l1mean=False):
     """Value and gradient (K, h, w) of one image; offsets: pairs (dy, dx) that count, None for all."""
     _, h, w = shares.shape
     places = [(y, x) for y in range(h) for x in range(w)]
@@ -32,7 +33,8 @@ def energy(shares, colours, embedding, gate, valid, scales, beta, norm="mass", o
             step = (j[0] - i[0], j[1] - i[1])
             if i == j or (offsets is not None and step not in offsets and (-step[0], -step[1]) not in offsets):
                 continue
-            pair = 0.5 * (gate[i] * valid[j] + gate[j] * valid[i]) * kernel(i, j, colours, embedding, scales, beta)
+            gates = 0.5 * (gate[i] * valid[j] + gate[j] * valid[i])
+            pair = gates * kernel(i, j, colours, embedding, scales, beta, l1mean)
             mass += pair
             value += pair * (1.0 - shares[:, i[0], i[1]] @ shares[:, j[0], j[1]])
             gradient[:, i[0], i[1]] -= 2 * pair * shares[:, j[0], j[1]]

@@ -14,6 +14,7 @@ ALWAYS = {"start": 0.0, "beta_ramp": (0.0, 1.0), "stride": 1, "blocks": 1}  # be
 HAND = {**ALWAYS, "kernels": ((1.0, 1.0, 0.1, 1.0),)}
 SCALES = ((1.0, 1.5, 0.3, 0.8),)
 TWO = ((0.4, 1.5, 0.3, 0.0), (0.6, 1.5, 0.0, 0.8))
+L1 = ((0.4, 0.0, 0.0, 0.3), (0.6, 1.5, 0.3, 0.0))  # one factor each
 PLAIN = {**ALWAYS, "kernels": SCALES}
 OFFSETS = window_offsets(2, (1, 2))
 
@@ -126,7 +127,10 @@ def test_nothing_valid(hand):
 @pytest.fixture(scope="module")
 def grid():
     """Grids of 6 x 7 with K = 4, D = 5."""
-    return Case(blocks={**PLAIN, "blocks": 3}, unlabelled={**PLAIN, "gate": "unlabelled", "norm": "pixel"})
+    return Case(
+        blocks={**PLAIN, "blocks": 3}, unlabelled={**PLAIN, "gate": "unlabelled", "norm": "pixel"},
+        l1mean={**PLAIN, "blocks": 2, "kernels": L1, "deep_term": "exp_l1mean"},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,7 @@ def more():
     return Case(
         dense=PLAIN, live={**PLAIN, "kernel_grad": True, "blocks": 2}, two={**PLAIN, "kernels": TWO, "blocks": 2},
         window={**PLAIN, "impl": "window", "radius": 2, "dilations": (1, 2)},
+        window_l1mean={**PLAIN, "impl": "window", "radius": 2, "kernels": L1, "deep_term": "exp_l1mean"},
     )  # fmt: skip
 
 
@@ -152,12 +157,12 @@ def float32(*arrays):
     return [array.astype(np.float32) for array in arrays]
 
 
-def reference(case, scales=SCALES, beta=0.7, norm="mass", offsets=None, gate=None):
+def reference(case, scales=SCALES, beta=0.7, norm="mass", offsets=None, gate=None, l1mean=False):
     """Sum over images and gradient in float64."""
     shares, colours, embedding, inside, _ = case
     gate = inside if gate is None else gate
     parts = [
-        energy(shares[b], colours[b], embedding[b], gate[b, 0], inside[b, 0], scales, beta, norm, offsets)
+        energy(shares[b], colours[b], embedding[b], gate[b, 0], inside[b, 0], scales, beta, norm, offsets, l1mean)
         for b in range(len(shares))
     ]
     return sum(value for value, _ in parts), np.stack([gradient for _, gradient in parts])
@@ -165,14 +170,16 @@ def reference(case, scales=SCALES, beta=0.7, norm="mass", offsets=None, gate=Non
 
 @pytest.mark.parametrize(
     ("fixture", "name"),
-    [("grid", "blocks"), ("grid", "unlabelled"),
-     *[pytest.param("more", name, marks=pytest.mark.slow) for name in ("dense", "live", "two", "window")]],
+    [("grid", "blocks"), ("grid", "unlabelled"), ("grid", "l1mean"),
+     *[pytest.param("more", name, marks=pytest.mark.slow)
+       for name in ("dense", "live", "two", "window", "window_l1mean")]],
 )  # fmt: skip
 def test_values_and_gradients_equal_the_double_loop(request, random_case, fixture, name):
     shares, colours, embedding, inside, cells = random_case
     settings = {
         "two": {"scales": TWO}, "window": {"offsets": set(OFFSETS)},
-        "unlabelled": {"norm": "pixel", "gate": inside * (cells == 255)},
+        "unlabelled": {"norm": "pixel", "gate": inside * (cells == 255)}, "l1mean": {"scales": L1, "l1mean": True},
+        "window_l1mean": {"scales": L1, "l1mean": True, "offsets": set(window_offsets(2, (1,)))},
     }.get(name, {})  # fmt: skip
     case = request.getfixturevalue(fixture)
     value, gradients = case(name, *float32(shares, colours, embedding, inside), beta=0.7, cells=cells)

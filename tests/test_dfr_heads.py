@@ -10,6 +10,7 @@ from mindspore import Tensor
 from src.config import load_config
 from src.data import train_transforms
 from src.data.transforms import declared_columns
+from src.engine.train_step import run_step
 from src.functional import average_pool_matrix, bilinear_matrix
 from src.losses import batch_counts, check_outputs, create_loss
 from src.models import HEADS, build, create_model
@@ -98,11 +99,27 @@ def test_every_head_can_have_a_consistency_head(main):
     settings = {"name": "consistency", "main": TINY[main]}
     head = build("model.head", HEADS, settings, channels, grids, K)
     own = build("model.head", HEADS, TINY[main], channels, grids, K)
-    assert head.outputs == (*own.outputs, "embedding")
+    assert head.outputs == (*own.outputs, "embedding", "coarsest")
     np.testing.assert_array_equal(head.noise_rates, own.noise_rates)
     assert head.align_corners == getattr(own, "align_corners", False) and head.count_macs() == own.count_macs()
     if "logits" in own.outputs:
         check_outputs(head, create_loss({"name": "dfr"}, K))
+
+
+def test_what_is_given_in_training_alone():
+    """The decoder's map is what is classified, and what an embedding may be made of; the coarsest one is passed on."""
+    settings = {"name": "consistency", "main": TINY["fcn"], "inputs": "decoder", "channels": 5}
+    head, x = build("model.head", HEADS, settings, CHANNELS, GRIDS, K), maps()
+    p = randomise(head)
+    head.add_flags(training=True)
+    head.main.add_flags(training=True)  # the norms keep to their statistics
+    found = run(head, x)
+    assert tuple(found) == head.outputs == ("logits", "decoder", "embedding", "coarsest")
+    np.testing.assert_array_equal(found["coarsest"], x[-1])
+    decoder = found["decoder"].astype(float)
+    assert decoder.shape == (2, 8, *GRIDS[0]) and decoder.min() == 0.0
+    for key, name in (("logits", "main.classifier"), ("embedding", "embed")):
+        np.testing.assert_allclose(found[key], classified(decoder, p, name), rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_heads_are_refused():
@@ -111,6 +128,8 @@ def test_wrong_heads_are_refused():
         ({"name": "consistency", "main": {"name": "fcn", "chanels": 3}}, r"model.head.main \(fcn\).*'chanels'"),
         ({"name": "consistency", "main": {"name": "fcn"}, "channels": 0}, "channels is 0"),
         ({"name": "consistency"}, "missing argument 'main'"),
+        ({"name": "consistency", "main": {"name": "segvit"}, "inputs": "decoder"}, "which SegViTHead does not give"),
+        ({"name": "consistency", "main": {"name": "fcn"}, "inputs": "f8"}, "inputs 'f8' is not known"),
         ({"name": "upernet", "bins": []}, "bins"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -138,7 +157,7 @@ def test_which_loss_reaches_which_part():
             self.step, self.number = step, number
 
         def construct(self, noise, counts, *columns):
-            return self.step.forward(noise, counts, *columns)[1][self.number]
+            return self.step.forward(1.0, noise, counts, *columns)[1][self.number]
 
     batch = draw_batch(2)
     batch = {**batch, "image_present": batch["present"], "progress": np.ones(1, np.float32)}
@@ -155,6 +174,26 @@ def test_which_loss_reaches_which_part():
     assert "head.embed.weight" in reached["consistency"] and decode & reached["regulariser"]
     assert any(name.startswith("backbone.") for name in reached["regulariser"])
     assert any(name.startswith("backbone.") for name in reached["consistency"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "head"), [("decoder", "fcn"), ("coarsest", "consistency")])
+def test_other_features_train_without_the_embedding(source, head):
+    """A step with the kernel on other features: beta changes the term, so they are read; weights stay finite."""
+    regulariser = {"deep_source": source, "blocks": 1, "start": 0.0, "beta_ramp": [0.0, 1.0]}
+    network = tiny_network(head=head)
+    for parameter in network.get_parameters():
+        if parameter.name.endswith("classifier.weight"):
+            parameter.set_data(100.0 * parameter)  # shares that differ from place to place
+    step = tiny_step(network, {"name": "dfr", "weights": {"consistency": 0.0}, "regulariser": regulariser})
+    assert step.loss.needs == ("logits", source)
+    batch, found = draw_batch(2), []
+    for progress in (0.0, 1.0):
+        columns = {"image_present": batch["present"], "progress": np.array([progress], np.float32)}
+        noise = np.ones((1, 2, len(step.network.noise_rates)), np.float32)
+        found.append(run_step(step, step.inputs(0, 0.0), noise, [{**batch, **columns}], batch_counts(batch)))
+    assert 0.0 < found[1].terms["regulariser"] != pytest.approx(found[0].terms["regulariser"], rel=1e-5)
+    assert np.isfinite([result.norm for result in found]).all()
 
 
 def test_classes_of_the_whole_image_travel_with_its_crops():
@@ -200,3 +239,6 @@ def test_training_from_scribbles_end_to_end(tmp_path):
     assert terms[-1]["ce"] < terms[0]["ce"]
     evaluated = [record for record in map(json.loads, lines) if record["kind"] == "eval"]
     assert len(evaluated) == 1 and evaluated[0]["miou"] > 0.0
+    curves = tmp_path / "curves.png"
+    assert run_command("tools/plot_run.py", tmp_path / "runs" / config.name, "--output", curves).code == 0
+    assert curves.is_file()

@@ -132,6 +132,9 @@ def test_what_the_loss_needs():
         check_outputs(plain, create_loss({"name": "dfr"}, K))
     static = {"name": "dfr", "weights": {"consistency": 0.0}, "regulariser": {"kernels": [[1.0, 100.0, 0.06, 0.0]]}}
     check_outputs(plain, create_loss(static, K))
+    for source in ("decoder", "coarsest"):
+        chosen = create_loss({**static, "regulariser": {"deep_source": source}}, K)
+        assert chosen.needs == ("logits", source)
     with_masks = create_loss({"name": "dfr", "base": {"name": "class_mask"}}, K)
     assert set(with_masks.needs) == {"logits", "masks", "finest_mask", "diverse", "embedding"}
     assert with_masks.terms[:4] == ("ce", "mask", "dice", "diversity")
@@ -161,6 +164,7 @@ def test_counts_of_scribbles():
     ("wrong", "message"),
     [
         ({"impl": "sparse"}, "impl 'sparse'"), ({"gate": "open"}, "gate 'open'"), ({"norm": "max"}, "norm 'max'"),
+        ({"deep_term": "l1"}, "deep_term 'l1'"), ({"deep_source": "f32"}, "deep_source 'f32' is not known"),
         ({"stride": 0}, "stride is 0"), ({"blocks": 0}, "blocks is 0"), ({"kernels": ()}, "kernels"),
         ({"kernels": ((1.0, 0.0, 0.0, 0.0),)}, "a sigma above 0"), ({"beta_ramp": (0.5, 0.1)}, "ascending"),
         ({"impl": "window", "radius": 0}, "radius is 0"), ({"start": 2.0}, "start 2.0"),

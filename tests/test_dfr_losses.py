@@ -107,12 +107,22 @@ class Pairs(nn.Cell):
 SETTINGS = [
     {"radius": 1, "tau": 0.6}, {"radius": 1, "affinity": "l1mean", "labels": "scribble"},
     {"radius": 1, "affinity": "sigmoid_dot", "labels": "prediction", "tau": 0.6, "background": None},
+    {"radius": 1, "tau": 0.6, "pairs": "window"},
+]  # fmt: skip
+WINDOWS = [
+    {"radius": 2, "affinity": "l1mean", "pairs": "window"},
+    {"radius": 2, "affinity": "sigmoid_dot", "tau": 0.6, "background": None, "pairs": "window"},
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def pairs():
     return ms.value_and_grad(Pairs(SETTINGS), (1, 2))
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return ms.value_and_grad(Pairs(WINDOWS), (1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +154,9 @@ def labels_of(scene, kind, tau, on):
     return labels, own
 
 
-def compare(pairs, scene, i, progress=1.0):
+def compare(pairs, scene, i, progress=1.0, settings=SETTINGS):
     embedding, shares, cells, inside, present, colours = scene
-    choice = np.eye(4, dtype=np.float32)[i]
+    choice = np.eye(len(settings) + 1, dtype=np.float32)[i]
     floats = [x.astype(np.float32) for x in (embedding, shares, inside, colours)]
     arrays = [choice, floats[0], floats[1], cells.astype(np.int32), floats[2], present.astype(np.int32)]
     value, gradients = pairs(*map(Tensor, arrays), Tensor(progress, ms.float32), Tensor(floats[3]))
@@ -154,21 +164,33 @@ def compare(pairs, scene, i, progress=1.0):
     return float(value.asnumpy()), gradients[0].asnumpy()
 
 
-@pytest.mark.parametrize(("i", "progress"), [(0, 1.0), (0, 0.05), (1, 1.0), (2, 1.0), (2, 0.0)])
-def test_consistency_equals_the_double_loop(pairs, scene, i, progress):
-    settings = {"labels": "both", "affinity": "gaussian", "tau": 0.9, "background": 0, **SETTINGS[i]}
+def check_against_loop(pairs, scene, i, progress, every):
+    """Value and gradient of the losses of `every` setting, of which number i."""
+    settings = {"labels": "both", "affinity": "gaussian", "tau": 0.9, "background": 0, **every[i]}
     labels, own = labels_of(scene, settings["labels"], settings["tau"], progress >= 0.1)
+    own = 0 * own if "pairs" in settings else own  # in a window scribbles have no longer reach
     options = {"kind": settings["affinity"], "background": settings["background"]}
 
     def value(embedding):
-        return reference.consistency(embedding, labels, own, 1, **options)
+        return reference.consistency(embedding, labels, own, settings["radius"], **options)
 
-    found, gradient = compare(pairs, scene, i, progress)
+    found, gradient = compare(pairs, scene, i, progress, every)
     assert found == pytest.approx(value(scene[0]), rel=1e-5, abs=1e-7)
-    assert (found > 0) == (i != 2 or progress > 0)
     places = [(0, 0, 0, 0), (0, 3, 2, 2), (1, 4, 3, 3), (1, 1, 1, 0)]
     slopes = reference.differences(value, scene[0], places)
     np.testing.assert_allclose([gradient[place] for place in places], slopes, atol=2e-6)
+    return found
+
+
+@pytest.mark.parametrize(("i", "progress"), [(0, 1.0), (0, 0.05), (1, 1.0), (2, 1.0), (2, 0.0), (3, 1.0), (3, 0.05)])
+def test_consistency_equals_the_double_loop(pairs, scene, i, progress):
+    assert (check_against_loop(pairs, scene, i, progress, SETTINGS) > 0) == (i != 2 or progress > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("i", range(len(WINDOWS)))
+def test_windows_of_other_affinities_equal_the_double_loop(windows, scene, i):
+    assert check_against_loop(windows, scene, i, 1.0, WINDOWS) > 0
 
 
 def test_a_class_that_is_not_in_the_image_is_never_guessed(scene):
@@ -212,4 +234,4 @@ def test_shallow_term_equals_the_double_loop(pairs, scene):
                     apart = ((embedding[b][:, i[0], i[1]] - embedding[b][:, j[0], j[1]]) ** 2).sum()
                     total += reference.kernel(i, j, colours[b], None, ((1.0, 2.0, 0.3, 0.0),), 0.0) * apart / 0.5
                     count += 1
-    assert compare(pairs, scene, 3)[0] == pytest.approx(total / count, rel=1e-5)
+    assert compare(pairs, scene, len(SETTINGS))[0] == pytest.approx(total / count, rel=1e-5)

@@ -16,7 +16,7 @@ from src.data import published, voc
 from src.data.classes import read_classes
 from src.data.preparing import Job, convert_all, write_list
 from src.data.published import cityscapes, coco_stuff_10k, pascal_context
-from src.data.reading import read_item
+from src.data.reading import read_item, read_mask
 from tests.layouts import SIZE, save_mask, save_photo, write_lines, write_voc
 from tests.test_label_forms import STROKES, stroke
 
@@ -146,6 +146,31 @@ def test_scribbles_of_another_size(sbd, monkeypatch):
         prepare("prepare_scribbles", monkeypatch, "--voc", sbd / "voc", "--xml", sbd / "xml", "--subset")
     with pytest.raises(ValueError, match=r"found 1 .xml files in .*, published are 12031"):
         prepare("prepare_scribbles", monkeypatch, "--voc", sbd / "voc", "--xml", sbd / "xml")
+
+
+def test_clicks(sbd, monkeypatch):
+    """Clicks on background, then on an object over it; an image may be in one of the files alone."""
+    ground, objects = sbd / "ground.json", sbd / "objects.json"
+    ground.write_text(json.dumps({NAMES[0]: [{"x": 1.2, "y": 1.0, "cls": 0}, {"x": 6, "y": 4, "cls": 0}]}))
+    objects.write_text(json.dumps({NAMES[0]: [{"x": 8, "y": 4, "cls": 15, "rank": 1}], NAMES[1]: []}))
+    arguments = ("--voc", sbd / "voc", "--clicks", ground, objects, "--output", sbd / "out", "--subset")
+    prepare("prepare_scribbles", monkeypatch, *arguments)
+    label = read_mask(sbd / "out" / "pascal_2012_point" / f"{NAMES[0]}.png")
+    assert label.shape == (6, 8) and (label[:3, :3] == 0).all() and (label[3:6, 6:8] == 15).all()
+    assert (label[3:6, 5] == 0).all() and (label[:, 3:5] == 255).all()
+    assert (read_mask(sbd / "out" / "pascal_2012_point" / f"{NAMES[1]}.png") == 255).all()
+    for click, message in (
+        ({"x": 9, "y": 1, "cls": 1}, r"clicks of 2007_000032: a click at \(9, 1\).* outside the image of 6 x 8"),
+        ({"x": 1, "y": 1, "cls": 21}, "class 21; VOC has 0 to 20"), ({"x": 1, "y": 1}, "is no click"),
+    ):  # fmt: skip
+        objects.write_text(json.dumps({NAMES[0]: [click]}))
+        with pytest.raises(ValueError, match=message):
+            prepare("prepare_scribbles", monkeypatch, *arguments)
+    with pytest.raises(ValueError, match="found 1 images with clicks, published are 12180 or 12031"):
+        prepare("prepare_scribbles", monkeypatch, *arguments[:-1])
+    objects.write_text("[]")
+    with pytest.raises(ValueError, match="objects.json holds no lists of clicks"):
+        prepare("prepare_scribbles", monkeypatch, *arguments)
 
 
 def test_cityscapes(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from src.config import load_config
-from src.data import create_eval_samples, load_items
+from src.data import create_eval_samples, load_items, scribbles
 from src.data.label_forms import draw_scribbles
 from src.data.reading import read_item
 from src.data.scribble_audit import Audit, overlay
@@ -87,6 +87,14 @@ def test_skeleton_of_a_bar_is_its_middle_line():
     assert set(np.nonzero(skeleton)[0]) == {4} and 20 <= skeleton.sum() <= 24
 
 
+def test_a_square_that_thinning_would_take_away_has_a_stroke():
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:9, 5:9] = 1
+    assert not thin(np.pad(np.ones((2, 2), bool), 2)).any()  # the core of that square
+    label = scribble(mask, "a", 0, Pen())[1]
+    assert (label == 1).sum() > 4
+
+
 @pytest.mark.parametrize("ratio", [1.0, 0.8, 0.5, 0.3, 0.0])
 def test_length_ratio(ratio):
     bar = np.full((21, 121), 255, np.uint8)
@@ -98,12 +106,42 @@ def test_length_ratio(ratio):
     assert (label == 1).any() and covers(points, bar, 1)
 
 
+def test_extra_strokes_take_what_the_longest_left():
+    """A cross of bars of other lengths: first the long bar, then an arm of the short one; a bar has nothing else."""
+    cross = np.full((80, 140), 255, np.uint8)
+    cross[35:46, 5:135] = 1
+    cross[5:75, 65:76] = 1
+    one, three = (scribble(cross, "a", 0, Pen(extra=n))[0] for n in (0, 2))
+    assert len(one) == 1 and len(three) == 3 and three[0] == one[0]
+    spans = [np.ptp(np.array(stroke.points), 0) for stroke in three]
+    assert spans[0][0] > 100 and all(span[1] > 20 and span[1] > span[0] for span in spans[1:])
+    assert all(covers(stroke.points, cross, 1) for stroke in three)
+    pixels = [set(zip(*np.nonzero(paint([stroke], cross, 1) == 1), strict=True)) for stroke in three]
+    assert len(pixels[0] & pixels[1]) <= 2 and len(pixels[1] & pixels[2]) <= 2
+    bar = np.full((21, 121), 255, np.uint8)
+    bar[5:16, 5:116] = 1
+    assert len(scribble(bar, "a", 0, Pen(extra=3))[0]) <= 3
+
+
 def test_same_seed_same_bytes_and_another_seed_another_image():
     mask, pen = scene(), Pen(jitter=1.5, drop=0.3)
     first, again = scribble(mask, "a", 0, pen), scribble(mask, "a", 0, pen)
     assert first[0] == again[0] and first[1].tobytes() == again[1].tobytes()
     others = [scribble(mask, name, seed, pen)[1].tobytes() for name, seed in (("b", 0), ("a", 1))]
     assert first[1].tobytes() not in others and others[0] != others[1]
+
+
+def test_the_last_digit_of_a_distance_changes_no_stroke(monkeypatch):
+    """OpenCV's distances of one mask differ by 1e-6 from call to call."""
+    mask, measure, rng = scene(), cv2.distanceTransform, np.random.default_rng(0)
+    first = scribble(mask, "a", 0, Pen())[0]
+
+    def shaken(*arguments):
+        found = measure(*arguments)
+        return found * (1.0 + 3e-7 * rng.uniform(-1.0, 1.0, found.shape)).astype(np.float32)
+
+    monkeypatch.setattr(scribbles.cv2, "distanceTransform", shaken)
+    assert all(scribble(mask, "a", 0, Pen())[0] == first for _ in range(5))
 
 
 def test_dropping_leaves_one_stroke_and_the_share_that_it_should():
@@ -125,7 +163,9 @@ def test_an_image_without_a_label_has_no_stroke():
     assert strokes == [] and (label == 255).all()
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"ratio": 1.2}, {"drop": 1.0}, {"jitter": -1.0}, {"smallest": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"width": 0}, {"ratio": 1.2}, {"drop": 1.0}, {"jitter": -1.0}, {"smallest": 0}, {"extra": -1}]
+)
 def test_wrong_pens_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Pen(**wrong)

@@ -45,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jitter", type=float, default=0.0, metavar="PIXELS", help="of the vertices (default: 0)")
     parser.add_argument("--smallest", type=int, default=100, metavar="PIXELS", help="area for a stroke (default: 100)")
     parser.add_argument("--background", default="0", metavar="ID", help="class with two strokes at most, or none")
+    parser.add_argument("--extra-strokes", type=int, default=0, metavar="N", help="more in a component (default: 0)")
     parser.add_argument("--pictures", type=int, default=0, metavar="N", help="images with their strokes, in pictures/")
     parser.add_argument("--xml", action="store_true", help="write the strokes in the form of ScribbleSup, too, in xml/")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
@@ -65,7 +66,7 @@ def main() -> None:
     if args.background != "none" and not args.background.isdigit():
         raise ValueError(f"--background is {args.background!r}; give the id of a class, or none")
     background = None if args.background == "none" else int(args.background)
-    pen = Pen(args.width, args.ratio, args.drop, args.jitter, args.smallest, background)
+    pen = Pen(args.width, args.ratio, args.drop, args.jitter, args.smallest, background, args.extra_strokes)
     classes, items = load_classes(data), load_items(data, data.train_split)
     targets = {args.output / f"{item.name}.png": item for item in items}
     settings = f"{pen} seed {args.seed}"

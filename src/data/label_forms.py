@@ -1,7 +1,7 @@
 """The forms in which published labels come, besides images, each read as (H, W) values.
 
 .mat files of SBD, COCO-Stuff and PASCAL-Context, the run lengths of the PASCAL detail annotation, the strokes of
-ScribbleSup.
+ScribbleSup, clicks on objects and background.
 """
 
 import io
@@ -142,6 +142,28 @@ def draw_scribbles(text: str, width: int) -> tuple[np.ndarray, tuple[int, int]]:
         for start, end in zip(points, [*points[1:], points[-1]], strict=True):
             draw_segment(values, start, end, width, SCRIBBLE_TAGS.index(name))
     return values, size
+
+
+def draw_clicks(clicks: list[dict[str, Any]], size: tuple[int, int], width: int) -> np.ndarray:
+    """Clicks on an image of size (H, W), of `x`, `y` and class `cls`, as discs in a label (H, W) uint8, 255 elsewhere.
+
+    Later ones go over earlier ones. Raises ValueError for clicks outside the image and classes that VOC has not.
+    """
+    values = np.full(size, IGNORE, np.uint8)
+    for click in clicks:
+        try:
+            x, y, value = round(click["x"]), round(click["y"]), click["cls"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{click} is no click; one has numbers x, y and cls") from error
+        if not (0 <= x <= size[1] and 0 <= y <= size[0]):  # x = W and y = H are clicks on the edge
+            raise ValueError(
+                f"a click at {x, y} (x, y) lies outside the image of {size[0]} x {size[1]} (height x width)"
+            )
+        if value not in range(len(SCRIBBLE_TAGS)):
+            raise ValueError(f"a click has class {value!r}; VOC has 0 to {len(SCRIBBLE_TAGS) - 1}")
+        place = min(x, size[1] - 1), min(y, size[0] - 1)
+        draw_segment(values, place, place, width, value)
+    return values
 
 
 def draw_segment(values: np.ndarray, start: Point, end: Point, width: int, value: int) -> None:

@@ -38,7 +38,8 @@ class Pen:
     width: pixels; ratio: share of every stroke's length that is kept, its middle (0: a dot); drop: probability with
     which a stroke is left out, but for the last of an image; jitter: standard deviation of the vertices, pixels;
     smallest: area in pixels below which a component gets none, unless it is its class's largest; background: the class
-    that has two strokes at most, None where no class is background.
+    of which two components at most have strokes, None where no class is background; extra: strokes more in a component,
+    each the longest path through what the ones before have left of the skeleton.
     """
 
     width: int = 3
@@ -47,10 +48,11 @@ class Pen:
     jitter: float = 0.0
     smallest: int = 100
     background: int | None = 0
+    extra: int = 0
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.smallest < 1 or self.jitter < 0.0:
-            raise ValueError(f"{self}: width and smallest must be at least 1, jitter at least 0")
+        if self.width < 1 or self.smallest < 1 or self.jitter < 0.0 or self.extra < 0:
+            raise ValueError(f"{self}: width and smallest must be at least 1, jitter and extra at least 0")
         if not 0.0 <= self.ratio <= 1.0 or not 0.0 <= self.drop < 1.0:
             raise ValueError(f"{self}: ratio must be from 0 to 1, drop from 0 to below 1")
 
@@ -65,7 +67,7 @@ def scribble(mask: np.ndarray, name: str, seed: int, pen: Pen) -> tuple[list[Str
     strokes = []
     for label in np.unique(mask[mask != IGNORE]).tolist():
         for component in components(mask == label, pen, label == pen.background):
-            strokes.append(Stroke(label, draw_path(component, rng, pen)))
+            strokes += [Stroke(label, points) for points in draw_paths(component, rng, pen)]
     kept = [stroke for stroke in strokes if rng.random() >= pen.drop]
     if strokes and not kept:
         kept = [strokes[int(rng.integers(len(strokes)))]]
@@ -97,25 +99,40 @@ def components(region: np.ndarray, pen: Pen, background: bool) -> list[np.ndarra
     return [ids == i + 1 for i in kept]
 
 
-def draw_path(component: np.ndarray, rng: np.random.Generator, pen: Pen) -> tuple[Point, ...]:
-    """Vertices of the stroke of a component (H, W) bool."""
+def draw_paths(component: np.ndarray, rng: np.random.Generator, pen: Pen) -> list[tuple[Point, ...]]:
+    """Vertices of the strokes of a component (H, W) bool: one, and as many more as asked for and found."""
     left, top, width, height = cv2.boundingRect(component.astype(np.uint8))
     component = component[top : top + height, left : left + width]
-    padded = np.pad(component, 1).astype(np.uint8)  # the image's border is one of the component
-    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    depth = depths(component)
     least, share, most = CORE_DEPTHS
     core = depth >= max(least, min(share * depth.max(), most))
     deepest = np.unravel_index(depth.argmax(), depth.shape)
     if not core.any():
         core[deepest] = True
-    path = longest_path(largest_part(thin(core)))
-    if len(path) < SHORT_PATH * np.sqrt(component.sum()):
-        path = max(path, longest_run(component, core, deepest), key=len)
-    path = shrink([(x, y) for y, x in path], pen.ratio)
-    # Corners of the path, so that rounding leaves them on its pixels.
-    pixels = [(round(x), round(y)) for x, y in path]
-    vertices = [*pixels[::VERTEX_STEP], *([pixels[-1]] if (len(pixels) - 1) % VERTEX_STEP else [])]
-    return tuple((left + x, top + y) for x, y in shake(vertices, core, rng, pen.jitter))
+    skeleton, strokes = thin(core), []
+    if not skeleton.any():  # all four pixels of a square go in one half step
+        skeleton = core.copy()
+    while len(strokes) <= pen.extra and (not strokes or skeleton.any()):
+        path = longest_path(largest_part(skeleton))
+        skeleton[tuple(np.array(path).T)] = False
+        if not strokes and len(path) < SHORT_PATH * np.sqrt(component.sum()):
+            path = max(path, longest_run(component, core, deepest), key=len)
+        path = shrink([(x, y) for y, x in path], pen.ratio)
+        # Corners of the path, so that rounding leaves them on its pixels.
+        pixels = [(round(x), round(y)) for x, y in path]
+        vertices = [*pixels[::VERTEX_STEP], *([pixels[-1]] if (len(pixels) - 1) % VERTEX_STEP else [])]
+        strokes.append(tuple((left + x, top + y) for x, y in shake(vertices, core, rng, pen.jitter)))
+    return strokes
+
+
+def depths(component: np.ndarray) -> np.ndarray:
+    """Distance (H, W) of every pixel from the nearest one outside; the image's border is one of the component.
+
+    OpenCV's last digit depends on where its arrays lie, and so would strokes; squares of distances are whole numbers.
+    """
+    padded = np.pad(component, 1).astype(np.uint8)
+    found = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return np.sqrt(np.rint(found.astype(np.float64) ** 2))
 
 
 def shake(vertices: list[Point], core: np.ndarray, rng: np.random.Generator, jitter: float) -> list[Point]:

@@ -28,7 +28,7 @@ class Census:
     the table. class_pixels, class_masks: class id or IGNORE -> pixels, masks that hold it. problems: code -> the first
     of that kind; problem_counts: all. places: digest of an image -> its first name. repeated: (name, earlier name) of
     equal images. unlabelled, blank: number and first of the masks in which every pixel is ignored. richest: most
-    classes in one mask, and the mask.
+    classes in one mask, and the mask. own_table: whether values are those of a table of the split's own.
     """
 
     split: str
@@ -51,11 +51,13 @@ class Census:
     richest: tuple[int, str] = (0, "")
     shown: dict[tuple[int, Colour], str] = field(default_factory=dict)
     colours: set[Colour] = field(default_factory=set)
+    own_table: bool = False
 
     def add(self, pair: Pair) -> None:
         """Counts one pair."""
         self.count += 1
         self.bad += bool(pair.problems)
+        self.own_table |= pair.own_table
         for problem in pair.problems:
             self.problem_counts[problem.code] += 1
             remember(self.problems.setdefault(problem.code, []), problem)

@@ -11,7 +11,7 @@ from src.constants import IGNORE
 from src.data import load_classes
 from src.data.classes import Classes
 from src.data.reading import Item, SceneItem
-from src.doctor import balance, broken, duplicates, settings, values
+from src.doctor import balance, broken, duplicates, scribbles, settings, values
 from src.doctor.census import Census, take_census
 from src.doctor.finding import ERROR, WARNING, Finding, errors
 from src.doctor.listing import list_split
@@ -36,7 +36,10 @@ def examine(config: Config, splits: Sequence[str], console: Console) -> tuple[li
     found += values.findings(censuses, classes, table_file(config.data))  # first: one remedy may mend all the files
     for census in censuses:
         found += broken.findings(census)
-        found += balance.findings(census, classes, training=census.split == config.data.train_split)
+        if scribbles.is_scribbled(config.data, census.split):
+            found += scribbles.findings(census, classes, config.data)
+        else:
+            found += balance.findings(census, classes, training=census.split == config.data.train_split)
     found += duplicates.findings(censuses)
     found += settings.findings(censuses, config, classes)
     return found, describe(censuses, classes, time.monotonic() - start)
@@ -73,8 +76,9 @@ def count(census: Census, classes: Classes) -> dict:
 def check_first(data: DataConfig, classes: Classes, splits: dict[str, Sequence[Item]]) -> list[Finding]:
     """The check before a training, of the first data.check_samples items of each split; returns the warnings.
 
-    It takes about a second at most, then it judges what it has read. Drawn scenes are not looked at. Where
-    data.on_bad_sample=skip, bad files of the training split are a warning. Raises ValueError that lists the errors.
+    It takes about a second at most, then it judges what it has read; of scribbles alone it reads on until every class
+    was seen. Drawn scenes are not looked at. Where data.on_bad_sample=skip, bad files of the training split are a
+    warning. Raises ValueError that lists the errors.
     """
     censuses, found = [], []
     for split, items in splits.items():
@@ -85,6 +89,9 @@ def check_first(data: DataConfig, classes: Classes, splits: dict[str, Sequence[I
         if data.on_bad_sample == "skip" and split == data.train_split:
             bad = [Finding(f.code, WARNING, f.text, f.where, f.mend) for f in bad]
         found += bad
+        if first and scribbles.is_scribbled(data, split):
+            found += scribbles.strokeless(censuses[-1])
+            found += scribbles.find_never_scribbled(data, split, items, classes)
     conventions = values.findings(censuses, classes, table_file(data), complete=False)
     if not errors(found):  # files that are left out as asked say nothing of the others
         conventions = [Finding(f.code, WARNING, f.text, f.where, f.mend) for f in conventions]

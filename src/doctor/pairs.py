@@ -44,7 +44,7 @@ class Pair:
 
     digest: of the decoded image, equal for equal pixels. size: (H, W) of the label. values: value in the label file ->
     pixels. classes: class id or IGNORE -> pixels. unknown: values that the table does not hold. shown: index -> colour
-    of a palette mask. colours: of a colour mask.
+    of a palette mask. colours: of a colour mask. own_table: whether the values are not those of the data set's table.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Pair:
     colours: frozenset[Colour] = frozenset()
     image_kind: str = ""
     mask_kind: str = ""
+    own_table: bool = False
 
     def add(self, code: str, file: Path, text: str) -> None:
         self.problems.append(Problem(code, str(file), text))
@@ -83,7 +84,7 @@ def inspect(item: Item, table: dict[int, int]) -> Pair:
         pair.count(sample["label"], table)
         return pair
     table = table if item.table is None else item.table
-    pair = Pair(item.name, str(item.label))
+    pair = Pair(item.name, str(item.label), own_table=item.table is not None)
     image = inspect_image(item.image, pair)
     values = inspect_mask(item.label, pair)
     if image is not None:

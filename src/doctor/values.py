@@ -28,8 +28,10 @@ def findings(
     """What all splits together say of the convention.
 
     place: the file that holds the table, None for a fixed one. complete: whether all masks were read; what only the
-    absence of a value tells is no error otherwise.
+    absence of a value tells is no error otherwise. Splits with a table of their own, as scribbles have, follow none of
+    the conventions.
     """
+    censuses = [census for census in censuses if not census.own_table]
     seen = {value for census in censuses for value in census.pixels}
     if not seen:
         return colours(censuses, classes)

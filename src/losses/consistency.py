@@ -12,11 +12,12 @@ from mindspore import Tensor, nn, ops
 from src.constants import IGNORE
 from src.functional import check_choice, one_hot, spread
 from src.losses.mask_terms import class_targets
-from src.losses.pairwise import gram_factors, off_diagonal
+from src.losses.pairwise import gram_factors, off_diagonal, shifted, window_offsets
 from src.losses.regulariser import places
 
 AFFINITIES = ("gaussian", "l1mean", "sigmoid_dot")
 LABELS = ("both", "scribble", "prediction")
+PAIRS = ("all", "window")
 SMALL = 1e-5  # keeps the logarithms finite
 
 
@@ -35,6 +36,8 @@ class ConsistencyLoss(nn.Cell):
         normalise: embeddings have length 1.
         labels: of `scribble`, of `prediction`, or `both`.
         tau: share among the image's classes from which a guess counts.
+        pairs: `all` that count, or those near each other alone, in a `window`: nothing is made for every pair of cells,
+            so finer strides fit (A2GNN: stride 8, radius 4).
         radius: in cells, of what is near.
         background: class whose pairs are averaged by themselves, None where no class is background.
         pseudo_start: share of the training steps from which guesses count.
@@ -42,12 +45,13 @@ class ConsistencyLoss(nn.Cell):
 
     def __init__(
         self, num_classes: int, *, stride: int = 16, affinity: str = "gaussian", sigma: float = 0.5,
-        normalise: bool = True, labels: str = "both", tau: float = 0.9, radius: int = 8, background: int | None = 0,
-        pseudo_start: float = 0.1,
+        normalise: bool = True, labels: str = "both", tau: float = 0.9, pairs: str = "all", radius: int = 8,
+        background: int | None = 0, pseudo_start: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
         check_choice("affinity", affinity, AFFINITIES)
         check_choice("labels", labels, LABELS)
+        check_choice("pairs", pairs, PAIRS)
         if stride < 1 or radius < 1 or sigma <= 0.0 or not 0.0 <= tau <= 1.0 or not 0.0 <= pseudo_start <= 1.0:
             raise ValueError(
                 f"stride {stride}, radius {radius}, sigma {sigma}, tau {tau}, pseudo_start {pseudo_start}; give at "
@@ -58,6 +62,7 @@ class ConsistencyLoss(nn.Cell):
         self.num_classes, self.stride, self.affinity, self.sigma = num_classes, stride, affinity, sigma
         self.normalise, self.labels, self.tau, self.radius = normalise, labels, tau, radius
         self.background, self.pseudo_start = background, pseudo_start
+        self.offsets = window_offsets(radius, (1,)) if pairs == "window" else ()
         self.products, self.argmax = ops.BatchMatMul(transpose_a=True), ops.Argmax(1, ms.int32)
 
     def construct(self, embedding, shares, cells, inside, present, progress):
@@ -65,12 +70,51 @@ class ConsistencyLoss(nn.Cell):
         present (B, M) int32 classes of the whole image, then -1, progress ()."""
         b, k, h, w = shares.shape
         scribbled, guessed = self.targets(shares, cells, inside, present, progress)
+        if len(self.offsets) > 0:
+            return self.in_window(embedding, (scribbled + guessed).reshape(b, k, h, w))
         same_bg, same, different = self.pairs(scribbled, guessed, near_cells(h, w, self.radius))
         affinity = self.affinities(embedding.reshape(b, -1, h * w))
         alike, apart = -ops.log(affinity + SMALL), -ops.log(1.0 + SMALL - affinity)
+        return self.balance(mean(alike, same_bg), mean(alike, same), mean(apart, different))
+
+    def balance(self, same_bg, same, different):
+        """The loss of the means over three sets of pairs."""
         if self.background is None:
-            return mean(alike, same) / 2 + mean(apart, different) / 2
-        return mean(alike, same_bg) / 4 + mean(alike, same) / 4 + mean(apart, different) / 2
+            return same / 2 + different / 2
+        return same_bg / 4 + same / 4 + different / 2
+
+    def in_window(self, embedding, labels):
+        """The loss over pairs no farther than the radius: embedding (B, D, h, w), one-hot labels (B, K, h, w)."""
+        h, w = labels.shape[2], labels.shape[3]
+        costs, counts = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+        for dy, dx in self.offsets:
+            if dy < h and -w < dx < w:
+                first, second = shifted(embedding, dy, dx)
+                affinity = self.affinity_of(first, second)
+                alike, apart = -ops.log(affinity + SMALL), -ops.log(1.0 + SMALL - affinity)
+                first, second = shifted(labels, dy, dx)
+                same, known = (first * second).sum(1), first.sum(1) * second.sum(1)
+                ground = 0.0 * same
+                if self.background is not None:
+                    ground = first[:, self.background] * second[:, self.background]
+                sets = (ground, same - ground, known - same)
+                costs = (
+                    costs[0] + (alike * sets[0]).sum(), costs[1] + (alike * sets[1]).sum(),
+                    costs[2] + (apart * sets[2]).sum(),
+                )  # fmt: skip
+                counts = (counts[0] + sets[0].sum(), counts[1] + sets[1].sum(), counts[2] + sets[2].sum())
+        means = ()
+        for i in range(3):
+            means += (costs[i] / ops.maximum(ops.stop_gradient(counts[i]), 1.0),)
+        return self.balance(means[0], means[1], means[2])
+
+    def affinity_of(self, first, second):
+        """(B, h, w) of the embeddings at both ends of pairs, (B, D, h, w) each."""
+        if self.affinity == "gaussian":
+            return ops.exp(-ops.square(first - second).sum(1) / (2.0 * self.sigma**2))
+        if self.affinity == "sigmoid_dot":
+            return ops.sigmoid((first * second).sum(1))
+        return ops.exp(-ops.abs(first - second).mean(1))
 
     def targets(self, shares, cells, inside, present, progress):
         """One-hot labels (B, K, N) of scribbled cells, and of guessed ones; zeros elsewhere."""

@@ -102,17 +102,17 @@ class DFRLoss(nn.Cell):
         if self.shallow_weight > 0.0 and min(self.kernel[1:3]) == 0.0:
             raise ValueError("weights.shallow needs xy and rgb of the first of regulariser.kernels above 0")
         self.pairs = self.consistency_weight > 0.0 or self.shallow_weight > 0.0
-        embedding = self.pairs or (self.regulariser_weight > 0.0 and regulariser.deep)
-        extra = ("logits", "embedding") if embedding else ("logits",)
-        self.needs = tuple(dict.fromkeys((*base.needs, *extra)))
+        deep = (regulariser.deep_source,) if self.regulariser_weight > 0.0 and regulariser.deep else ()
+        pairs = ("embedding",) if self.pairs else ()
+        self.needs = tuple(dict.fromkeys((*base.needs, "logits", *deep, *pairs)))
         self.columns = ("image_present", "progress")  # of the batch, besides those that every batch has
         self.log_softmax = LogSoftmax()
 
     def construct(self, outputs, batch, counts):
         """Weighted terms: the base's, then regulariser, consistency, shallow.
 
-        outputs: logits (B, K, h, w), embedding (B, D, h', w') and what the base reads. batch: image (B, 3, H, W) uint8,
-        label (B, H, W) int32, valid (B, H, W), image_present (B, M) int32, progress (1,).
+        outputs: logits (B, K, h, w), embedding (B, D, h', w') or another deep_source, and what the base reads. batch:
+        image (B, 3, H, W) uint8, label (B, H, W) int32, valid (B, H, W), image_present (B, M) int32, progress (1,).
         """
         regulariser = consistency = shallow = ops.zeros((), ms.float32)
         images = ops.maximum(counts[2], 1.0)
@@ -134,7 +134,7 @@ class DFRLoss(nn.Cell):
         shares = grid_shares(outputs["logits"], size, self.log_softmax)
         embedding = None
         if self.regulariser.deep:
-            embedding = to_grid(outputs["embedding"].astype(ms.float32), size)
+            embedding = to_grid(outputs[self.regulariser.deep_source].astype(ms.float32), size)
             if not self.regulariser.kernel_grad:
                 embedding = ops.stop_gradient(embedding)
             embedding = unit(embedding) if self.regulariser.normalise else embedding

@@ -1,9 +1,10 @@
 """The relaxed Potts energy of a pairwise kernel (DFR spec, sections 4.2 and 11): dense over all pairs, or in a window.
 
     L = sum_ij w_ij (1 - sum_c P_ic P_jc) / Z,   w_ij = (g_i u_j + g_j u_i) / 2 * K_ij,   K_ii = 0
-    K_ij = sum_k weight_k exp(-|z_ik - z_jk|^2 / 2)
+    K_ij = sum_k weight_k exp(-|z_ik - z_jk|^2 / 2 - |y_ik - y_jk|_1)
 
-Letters: B batch, K classes, F features of a kernel, h x w grid, N = h w, n positions of a block.
+Letters: B batch, K classes, F features of a kernel, D those of which the distance is L1, h x w grid, N = h w, n
+positions of a block.
 
 The energy is quadratic in the shares P. With a constant symmetric kernel its gradient is -2 M / Z, where M_i = sum_j
 w_ij P_j is known from the forward pass: so nothing of size N x N is kept for the backward pass.
@@ -46,22 +47,25 @@ class DenseEnergy(nn.Cell):
         self.forward_sums = ops.BatchMatMul(transpose_b=True)
         self.backward_sums = ops.BatchMatMul()
 
-    def construct(self, shares, features, gate, valid):
-        """(B,) float32. shares (B, K, h, w); features: a map (B, F_k, h, w) for each kernel; gate, valid: g and u,
-        both (B, 1, h, w)."""
+    def construct(self, shares, features, gate, valid, others=()):
+        """(B,) float32. shares (B, K, h, w); features: z, a map (B, F_k, h, w) for each kernel; gate, valid: g and u,
+        both (B, 1, h, w); others: y, a map (B, D, h, w) for each kernel, or nothing."""
         b, k, h, w = shares.shape
         shares, gate, valid = shares.reshape(b, k, h * w), gate.reshape(b, 1, h * w), valid.reshape(b, 1, h * w)
-        rows, columns = (), ()
-        for each in features:
-            each = each if self.kernel_grad else ops.stop_gradient(each)
-            row, column = gram_factors(each.reshape(b, -1, h * w))
-            rows, columns = (*rows, row), (*columns, column)
+        factors = ()
+        for i in range(len(features)):
+            each = features[i] if self.kernel_grad else ops.stop_gradient(features[i])
+            pair = gram_factors(each.reshape(b, -1, h * w))
+            if len(others) > 0:
+                other = others[i] if self.kernel_grad else ops.stop_gradient(others[i])
+                pair = (*pair, other.reshape(b, -1, h * w).transpose(0, 2, 1))
+            factors += (pair,)
         fixed = shares if self.kernel_grad else ops.stop_gradient(shares)
         values = ops.concat((fixed, ops.ones_like(valid)), 1)  # the row of ones gives the mass
         wide = values.shape
-        sums = self.messages(rows, columns, values * spread(valid, wide)) * spread(gate, wide)
+        sums = self.messages(factors, values * spread(valid, wide)) * spread(gate, wide)
         if self.gated:
-            other = self.messages(rows, columns, values * spread(gate, wide)) * spread(valid, wide)
+            other = self.messages(factors, values * spread(gate, wide)) * spread(valid, wide)
             sums = 0.5 * (sums + other)
         sums = sums if self.kernel_grad else ops.stop_gradient(sums)
         mass = sums[:, k:].sum((1, 2))
@@ -70,8 +74,9 @@ class DenseEnergy(nn.Cell):
         energy = mass - agreement if self.kernel_grad else surrogate
         return energy / divisor(self.norm, mass, valid)
 
-    def messages(self, rows, columns, values):
-        """sum_j K_ij values_j: factors of the exponents (B, F + 2, N) a kernel, values (B, C, N) -> (B, C, N)."""
+    def messages(self, factors, values):
+        """sum_j K_ij values_j: of each kernel two factors (B, F + 2, N) of the exponents and perhaps y (B, N, D),
+        values (B, C, N) -> (B, C, N)."""
         count = values.shape[2]
         cuts = block_cuts(count, self.blocks)
         parts = ()
@@ -80,7 +85,7 @@ class DenseEnergy(nn.Cell):
             own, later = ops.zeros_like(values[:, :, cuts[p] : cuts[p + 1]]), ()
             for q in range(p, self.blocks):
                 # One block after the other: all at once they would be as large as the whole kernel.
-                kernel = self.kernel(rows, columns, cuts[p], cuts[p + 1], cuts[q], cuts[q + 1], done)
+                kernel = self.kernel(factors, cuts[p], cuts[p + 1], cuts[q], cuts[q + 1], done)
                 done = self.forward_sums(values[:, :, cuts[q] : cuts[q + 1]], kernel)
                 own = own + done
                 if q > p:
@@ -95,12 +100,15 @@ class DenseEnergy(nn.Cell):
             sums += (total,)
         return ops.concat(sums, 2) if self.blocks > 1 else sums[0]
 
-    def kernel(self, rows, columns, top, bottom, left, right, after):
+    def kernel(self, factors, top, bottom, left, right, after):
         """K (B, n, n') of two blocks, with a diagonal of 0; made after the tensor `after`."""
         total = 0.0
-        for i in range(len(rows)):
-            row = rows[i] if self.kernel_grad else ops.depend(rows[i], after)
-            exponent = self.exponents(row[:, :, top:bottom], columns[i][:, :, left:right])
+        for i in range(len(factors)):
+            row = factors[i][0] if self.kernel_grad else ops.depend(factors[i][0], after)
+            exponent = self.exponents(row[:, :, top:bottom], factors[i][1][:, :, left:right])
+            if len(factors[i]) > 2:
+                other = factors[i][2] if self.kernel_grad else ops.depend(factors[i][2], after)
+                exponent = exponent - ops.cdist(other[:, top:bottom], other[:, left:right], 1.0)
             total = total + self.weights[i] * ops.exp(exponent)
         if top == left:
             total = total * spread(off_diagonal(bottom - top), total.shape)
@@ -127,7 +135,7 @@ class WindowEnergy(nn.Cell):
         self.weights, self.norm, self.kernel_grad = weights, norm, kernel_grad
         self.offsets = window_offsets(radius, dilations)
 
-    def construct(self, shares, features, gate, valid):
+    def construct(self, shares, features, gate, valid, others=()):
         """(B,) float32; arguments as those of DenseEnergy."""
         h, w = shares.shape[2], shares.shape[3]
         mass, energy = 0.0, 0.0
@@ -136,8 +144,11 @@ class WindowEnergy(nn.Cell):
                 weight = 0.0
                 for i in range(len(features)):
                     first, second = shifted(features[i], dy, dx)
-                    distance = ops.square(first - second).sum(1, keepdims=True)
-                    weight = weight + self.weights[i] * ops.exp(-0.5 * distance)
+                    distance = 0.5 * ops.square(first - second).sum(1, keepdims=True)
+                    if len(others) > 0:
+                        first, second = shifted(others[i], dy, dx)
+                        distance = distance + ops.abs(first - second).sum(1, keepdims=True)
+                    weight = weight + self.weights[i] * ops.exp(-distance)
                 weight = weight if self.kernel_grad else ops.stop_gradient(weight)
                 gates, sources = shifted(gate, dy, dx), shifted(valid, dy, dx)
                 weight = weight * (gates[0] * sources[1] + gates[1] * sources[0])  # half of it, and of both directions

@@ -16,6 +16,8 @@ from src.losses.pairwise import NORMS, DenseEnergy, WindowEnergy
 
 IMPLS = ("dense", "window")
 GATES = ("valid", "rrm_soft", "unlabelled")
+DEEP_TERMS = ("gaussian", "exp_l1mean")
+DEEP_SOURCES = ("embedding", "decoder", "coarsest")
 
 
 class Regulariser(nn.Cell):
@@ -23,6 +25,7 @@ class Regulariser(nn.Cell):
 
         K_ij = sum of weight * exp(-|p_i - p_j|^2 / 2 xy^2 - |I_i - I_j|^2 / 2 rgb^2 - beta |E_i - E_j|^2 / 2 deep^2)
 
+    or, for deep_term `exp_l1mean`, with beta mean_d |E_i - E_j| / deep for the last (deep 1: the affinity of A2GNN).
     The kernel is constant for the gradient: it trains the shares alone (spec 4.3).
 
     Args:
@@ -31,13 +34,16 @@ class Regulariser(nn.Cell):
         kernels: (weight, xy, rgb, deep) each: xy in pixels of the crop, rgb for colours 0 to 1, deep for embeddings of
             length 1; a sigma of 0 leaves its factor out. (1, 100, 15/255, 0) is the static loss; two kernels of weight
             0.5, one without rgb, one without deep, add shallow and deep affinity instead of multiplying them.
+        deep_term: `gaussian` or `exp_l1mean`.
+        deep_source: key of the outputs that is E: the `embedding` of the consistency head, the `decoder` map before the
+            classifier, where the head gives it, or the backbone's `coarsest` map, which a consistency head passes on.
         impl: `dense`, all pairs, or `window`.
         blocks: of the dense kernel, see `DenseEnergy`.
         radius, dilations: of the window, in cells.
         norm: see `DenseEnergy`.
         gate: pixels that are drawn to others: `valid` ones, those `unlabelled`, or `rrm_soft`, labelled ones by how
             unsure they are.
-        normalise: embeddings have length 1.
+        normalise: E has length 1.
         kernel_grad: let the gradient into the kernel, for ablation.
         start: share of the training steps from which the loss counts.
         beta_ramp: shares between which beta rises from 0 to 1.
@@ -45,18 +51,23 @@ class Regulariser(nn.Cell):
 
     def __init__(
         self, num_classes: int, *, stride: int = 8,
-        kernels: tuple[tuple[float, float, float, float], ...] = ((1.0, 100.0, 15 / 255, 0.5),), impl: str = "dense",
-        blocks: int = 8, radius: int = 5, dilations: tuple[int, ...] = (1,), norm: str = "mass", gate: str = "valid",
+        kernels: tuple[tuple[float, float, float, float], ...] = ((1.0, 100.0, 15 / 255, 0.5),),
+        deep_term: str = "gaussian", deep_source: str = "embedding", impl: str = "dense", blocks: int = 8,
+        radius: int = 5, dilations: tuple[int, ...] = (1,), norm: str = "mass", gate: str = "valid",
         normalise: bool = True, kernel_grad: bool = False, start: float = 0.005,
         beta_ramp: tuple[float, float] = (0.05, 0.15),
     ) -> None:  # fmt: skip
         super().__init__()
-        for name, value, allowed in (("impl", impl, IMPLS), ("gate", gate, GATES), ("norm", norm, NORMS)):
-            check_choice(name, value, allowed)
+        check_choice("impl", impl, IMPLS)
+        check_choice("gate", gate, GATES)
+        check_choice("norm", norm, NORMS)
+        check_choice("deep_term", deep_term, DEEP_TERMS)
+        check_choice("deep_source", deep_source, DEEP_SOURCES)
         check_numbers(stride, kernels, start, beta_ramp)
         self.stride, self.kernels, self.gate, self.normalise = stride, kernels, gate, normalise
         self.kernel_grad, self.start, self.beta_ramp = kernel_grad, start, beta_ramp
-        self.deep = any(kernel[3] > 0.0 for kernel in kernels)
+        self.deep, self.deep_source = any(kernel[3] > 0.0 for kernel in kernels), deep_source
+        self.l1mean = self.deep and deep_term == "exp_l1mean"
         weights = tuple(kernel[0] for kernel in kernels)
         if impl == "dense":
             self.energy = DenseEnergy(weights, norm, blocks, gated=gate != "valid", kernel_grad=kernel_grad)
@@ -68,24 +79,35 @@ class Regulariser(nn.Cell):
         (B, 1, h, w) int32 labels, inside (B, 1, h, w) 1.0 where a cell is real, progress () share of the steps done."""
         low, high = self.beta_ramp
         beta = ops.minimum(ops.relu((progress - low) / max(high - low, 1e-9)), 1.0)
-        features = ()
+        features, others = (), ()
         for kernel in self.kernels:
             features += (self.features(kernel, colours, embedding, beta),)
+            if self.l1mean:
+                others += (self.others(kernel, embedding, beta),)
         on = (progress >= self.start).astype(ms.float32)
-        return on * self.energy(shares, features, self.gates(shares, cells, inside), inside)
+        return on * self.energy(shares, features, self.gates(shares, cells, inside), inside, others)
 
     def features(self, kernel, colours, embedding, beta):
-        """Map (B, F, h, w) in which half the square of a distance is the exponent of a kernel."""
+        """Map (B, F, h, w) in which half the square of a distance belongs to the exponent of a kernel."""
         b, _, h, w = colours.shape
         parts = ()
         if kernel[1] > 0.0:
             parts += (ops.tile(places(h, w, self.stride / kernel[1]), (b, 1, 1, 1)),)
         if kernel[2] > 0.0:
             parts += (colours / kernel[2],)
-        if kernel[3] > 0.0:
+        if kernel[3] > 0.0 and not self.l1mean:
             factor = ops.sqrt(beta).reshape(1, 1, 1, 1) / kernel[3]
             parts += (embedding * spread(factor, embedding.shape),)
+        if len(parts) == 0:
+            return 0.0 * colours
         return ops.concat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def others(self, kernel, embedding, beta):
+        """Map (B, D, h, w) in which the L1 distance belongs to the exponent of a kernel."""
+        if kernel[3] == 0.0:
+            return 0.0 * embedding
+        factor = beta.reshape(1, 1, 1, 1) / (kernel[3] * embedding.shape[1])
+        return embedding * spread(factor, embedding.shape)
 
     def gates(self, shares, cells, inside):
         """g (B, 1, h, w)."""

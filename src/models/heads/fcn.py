@@ -24,7 +24,7 @@ class FCNHead(nn.Cell):
         dropout: rate of whole channels before the classifier.
     """
 
-    outputs: tuple[str, ...] = ("logits",)
+    outputs: tuple[str, ...] = ("logits", "decoder")
 
     def __init__(
         self, in_channels: tuple[int, ...], grids: tuple[tuple[int, int], ...], num_classes: int, *,
@@ -42,14 +42,18 @@ class FCNHead(nn.Cell):
         self.noise_rates = np.full(channels, dropout, np.float32)
 
     def construct(self, features, noise=None):
-        """S maps (B, C_s, H_s, W_s), noise (B, E) or None -> {"logits": (B, K, H_1, W_1)}."""
+        """S maps (B, C_s, H_s, W_s), noise (B, E) or None -> dict of logits (B, K, H_1, W_1) and, in training, decoder
+        (B, E, H_1, W_1), what is classified."""
         maps = ()
         for feature in features:
             maps += (resize_bilinear(feature, self.output_grid),)
         fused = ops.relu(self.fusion_norm(self.fusion(ops.concat(maps, 1) if len(maps) > 1 else maps[0])))
+        kept = fused
         if noise is not None:
-            fused = fused * spread(noise.expand_dims(-1).expand_dims(-1), fused.shape)
-        return {"logits": self.classifier(fused)}
+            kept = fused * spread(noise.expand_dims(-1).expand_dims(-1), fused.shape)
+        if not self.training:
+            return {"logits": self.classifier(kept)}
+        return {"logits": self.classifier(kept), "decoder": fused}
 
     def class_parameters(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
         """Names of the parameters to start afresh where weights of `shapes`, by name, are of other classes."""

@@ -48,9 +48,9 @@ class UperNetHead(nn.Cell):
         self.smooths = nn.CellList([ConvNorm(channels, channels, 3, norm) for _ in in_channels[:-1]])
         self.fusion = ConvNorm(self.levels * channels, channels, 3, norm)
         self.classifier = conv2d(channels, num_classes, 1)
-        self.outputs = ("logits",)
+        self.outputs = ("logits", "decoder")
         if auxiliary:
-            self.outputs = ("logits", "auxiliary")
+            self.outputs = ("logits", "decoder", "auxiliary")
             self.source = max(self.levels - 2, 0)
             self.auxiliary_conv = ConvNorm(in_channels[self.source], auxiliary, 3, norm)
             self.auxiliary_classifier = conv2d(auxiliary, num_classes, 1)
@@ -58,13 +58,15 @@ class UperNetHead(nn.Cell):
 
     def construct(self, features, noise=None):
         """S maps (B, C_s, H_s, W_s), noise (B, E + A) or None -> dict of logits (B, K, H_1, W_1) and, in training,
-        auxiliary (B, K, H_s, W_s)."""
+        decoder (B, E, H_1, W_1), what is classified, and auxiliary (B, K, H_s, W_s)."""
         fused = self.fuse(features)
-        if self.auxiliary_width == 0 or not self.training:
-            return {"logits": self.classifier(drop(fused, noise, 0))}
-        early = self.auxiliary_conv(features[self.source])
         logits = self.classifier(drop(fused, noise, 0))
-        return {"logits": logits, "auxiliary": self.auxiliary_classifier(drop(early, noise, self.channels))}
+        if not self.training:
+            return {"logits": logits}
+        if self.auxiliary_width == 0:
+            return {"logits": logits, "decoder": fused}
+        early = drop(self.auxiliary_conv(features[self.source]), noise, self.channels)
+        return {"logits": logits, "decoder": fused, "auxiliary": self.auxiliary_classifier(early)}
 
     def fuse(self, features):
         """(B, E, H_1, W_1), what the classifier sees."""
