@@ -14,6 +14,7 @@ import mindspore as ms
 import numpy as np
 
 from src import cli, distributed
+from src.class_text import give_text
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
 from src.data import create_eval_samples, create_train_batches, load_classes, load_items
 from src.data.bad_samples import BadSamples
@@ -71,6 +72,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     distributed.set_seed(config.seed)
     classes = load_classes(config.data)
     network, half = create_network(config, len(classes), world_size)
+    give_text(network, config.model, classes.names)
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
     samples = create_eval_samples(config.data, rank, world_size)

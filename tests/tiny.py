@@ -25,12 +25,15 @@ BACKBONES = {
              "drop_path": 0.3},
     "resnet": {"name": "resnet", "depths": [1, 1, 1, 1], "bottleneck": False, "stem": "plain7x7", "norm": "group"},
     "mobilenet": {"name": "mobilenet", "repeats": [1, 1, 1, 1, 1, 1, 1]},
+    "drn": {"name": "drn", "depths": [1] * 8, "widths": [4] * 9, "norm": "group"},
 }  # fmt: skip
 HEADS = {
     "ecenet": {"name": "ecenet", "channels": 16, "norm": "group", "dropout": 0.3},
     "fcn": {"name": "fcn", "channels": 8, "norm": "group", "dropout": 0.3},
     "segvit": {"name": "segvit", "channels": 16, "num_heads": 2, "num_layers": 1, "dropout": 0.3},
     "alignseg": {"name": "alignseg", "channels": 8, "norm": "group", "dropout": 0.3},
+    "pixel_text": {"name": "pixel_text", "encoder": {"name": "reassemble"}, "width": 16},
+    "text_ecenet": {"name": "text_ecenet", "channels": 16, "norm": "group", "dropout": 0.3, "text_width": 16},
 }
 
 

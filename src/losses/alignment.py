@@ -108,7 +108,7 @@ class AlignmentLoss(nn.Cell):
         """Logits (B, 2, h, w) of class 0 and of the one asked for, and the label of 0, 1 and perhaps 255."""
         asked = ops.amax(present, 1, True)  # (B, 1)
         logits = select_classes(logits, ops.concat((ops.zeros_like(asked), asked), 1))
-        void = (label == IGNORE).astype(ms.int32)
+        void = ops.equal(label, IGNORE).astype(ms.int32)
         own = (label == ops.tile(asked.expand_dims(-1), (1, label.shape[1], label.shape[2]))).astype(ms.int32)
         return logits, own + IGNORE * void if self.ignore_void else own
 
@@ -162,7 +162,7 @@ def edge_attention(log_shares, label, boundary, classes):
     total, weights = ops.maximum(kept.sum(), 1.0), ops.zeros_like(kept)
     label = label.reshape(b, 1, n)
     for k in range(classes):
-        own = (label == k).astype(ms.float32) * kept
+        own = ops.equal(label, k).astype(ms.float32) * kept
         weights = weights + own * (2.0 - own.sum() / total)
     weights = ops.stop_gradient(weights)
     per_image = -(picked * weights).sum((1, 2)) / ops.maximum(weights.sum((1, 2)), 1e-6)

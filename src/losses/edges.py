@@ -63,7 +63,7 @@ def distance_edges(label, widths, frame, scope):
     another value, too. Scope `seen`: ignored pixels make no boundary; `all`: they are a value like any other.
     """
     label = label.astype(ms.float32)
-    void = (label == IGNORE).astype(ms.float32) if scope == "seen" else ops.zeros_like(label)
+    void = ops.equal(label, IGNORE).astype(ms.float32) if scope == "seen" else ops.zeros_like(label)
     outside = FAR if frame else -FAR
     greatest = disc_maximum(label - 2.0 * FAR * void, widths, outside)  # what is void is never the largest
     least = disc_maximum(-label - 2.0 * FAR * void, widths, outside)
