@@ -7,7 +7,7 @@ import numpy as np
 from src.config import DataConfig, lookup
 from src.config_options import check_options
 from src.data.bad_samples import BadSamples
-from src.data.classes import Classes, read_classes
+from src.data.classes import Classes, read_classes, without
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
 from src.data.folds import coco_20i, pascal_5i
@@ -46,20 +46,25 @@ DATASETS: dict[str, tuple[Callable, Callable | str]] = {
 
 
 def load_classes(data: DataConfig) -> Classes:
-    """The classes of the configured data set."""
+    """The classes of the configured data set, those of data.unseen left out."""
     _, classes = lookup(DATASETS, data.dataset, "data set")
-    return read_classes(classes) if isinstance(classes, str) else classes(data.root)
+    found = read_classes(classes) if isinstance(classes, str) else classes(data.root)
+    return without(found, data.unseen) if data.unseen else found
 
 
 def load_items(data: DataConfig, split: str) -> Sequence[Item]:
     """The items of one split, or of a part of it (see holdout.py).
 
-    Raises ValueError for options that the data set does not take.
+    Raises ValueError for options that the data set does not take, and for data.unseen where its items have tables of
+    their own: folds say themselves what training does not see.
     """
     items, _ = lookup(DATASETS, data.dataset, "data set")
     options = check_options(f"data.options ({data.dataset})", items, data.options, positional=2)
     name, part = split_part(split)
-    return select_part(items(data.root, name, **options), part)
+    found = select_part(items(data.root, name, **options), part)
+    if data.unseen and len(found) and getattr(found[0], "table", None) is not None:
+        raise ValueError(f"data.unseen is not for {data.dataset}, whose data.options.fold says what is unseen")
+    return found
 
 
 def train_transforms(

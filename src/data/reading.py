@@ -143,7 +143,7 @@ def item_size(item: Item) -> tuple[int, int]:
 def read_item(item: Item, table: dict[int, int]) -> Sample:
     """Reads one item: image (H, W, 3) uint8 RGB, label (H, W) uint8 class ids, valid (H, W) uint8 ones.
 
-    table: of the data set; an item's own goes before it.
+    And `category` (), where the item asks for one class. table: of the data set; an item's own goes before it.
     Raises ValueError for damaged files, other kinds of masks, values outside the table, and sizes that differ.
     """
     if isinstance(item, SceneItem):
@@ -159,4 +159,6 @@ def read_item(item: Item, table: dict[int, int]) -> Sample:
                 f"(an EXIF rotation of the image counts)"
             )
     label = to_class_ids(values, table, source)
-    return {"image": image, "label": label, "valid": np.ones(label.shape, np.uint8)}
+    sample = {"image": image, "label": label, "valid": np.ones(label.shape, np.uint8)}
+    category = getattr(item, "category", None)
+    return sample if category is None else {**sample, "category": np.array(category)}
