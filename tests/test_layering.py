@@ -34,7 +34,10 @@ ALLOWED = {
         "src.spectral", "src.config", "src.models", "src.functional", "src.engine.weights",
     ),
     "src.zero_shot": ("src.metrics",),
-    "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models"),
+    "src.class_text": ("src.text", "src.config", "src.data.classes", "src.engine.weights", "src.models", "src.log"),
+    "src.fused": ("src.spectral", "src.zero_shot", "src.metrics", "src.engine.inference"),
+    "src.fused_net": ("src.engine.predict_net",),
+    "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models", "src.class_text"),
     **dict.fromkeys(CONFIG, CONFIG),
     **dict.fromkeys(NOTHING, ()),
 }
