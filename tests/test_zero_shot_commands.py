@@ -115,11 +115,11 @@ def report(run):
         root / "scores.md",
     )  # fmt: skip
     assert (root / "scores.md").read_text() in text
-    return json.loads((root / "scores.json").read_text()), (root / "scores.md").read_text()
+    return json.loads((root / "scores.json").read_text()), (root / "scores.md").read_text(), root
 
 
 def test_every_fusion_is_reported_and_the_oracle_flagged(report):
-    found, text = report
+    found, text, folder = report
     shuffled = "none, unseen names changed about"
     kinds = ["none", "project", "select", "regions", "oracle", shuffled]
     assert [(row["fusion"], row["calibration"]) for row in found["rows"]] == [
@@ -131,6 +131,9 @@ def test_every_fusion_is_reported_and_the_oracle_flagged(report):
     flagged = [line for line in text.splitlines() if "**yes**" in line]
     assert len(flagged) == 2 and all(line.startswith("| oracle") for line in flagged)
     assert "car (unseen)" in text and found["samples"] == 3
+    for row in found["rows"][1:6]:
+        scores = json.loads((folder / f"scores_{row['fusion']}.json").read_text())
+        assert [each["iou"] for each in scores["classes"]] == row["iou"]
     plain, lowered = found["rows"][1], found["rows"][7]
     assert lowered["unseen"] > plain["unseen"] or plain["unseen"] > 0  # the seen classes give way
 

@@ -5,7 +5,8 @@ python tools/evaluate_zero_shot.py --config FILE --checkpoint RUN --output FILE.
 
 The config is that of the training: data.unseen says which classes it left out, and here all are predicted together. For
 pascal_5i and coco_20i with data.options.samples=pairs the class of each pair is given, and its mask predicted. The
-eigensegments are those of tools/compute_segments.py, with the same options here as there.
+eigensegments are those of tools/compute_segments.py, with the same options here as there. FILE_<fusion>.json hold the
+IoU of every class for tools/analyse_gains.py (with data.unseen=[] there).
 """
 
 import hashlib
@@ -68,6 +69,7 @@ def main() -> None:
     distributed.setup(config.device.target, config.device.mode)
     report = evaluate(config, args, kinds, find_cache(args) if args.cache else None)
     output.with_suffix(".json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_class_scores(report, output)
     output.write_text(to_markdown(report), encoding="utf-8")
     print(to_markdown(report))
 
@@ -177,6 +179,16 @@ class Tally:
         return [{**flags_of(name), **binary_scores(counts[asked])} for (name, _), counts in self.counts.items()]
 
 
+def write_class_scores(report: Mapping, output: Path) -> None:
+    """Writes FILE_<fusion>.json of every fusion without calibration, for tools/analyse_gains.py."""
+    for row in report["rows"]:
+        if row["fusion"] in KINDS and row.get("calibration") == 0.0:
+            classes = [{"name": name, "iou": iou} for name, iou in zip(report["classes"], row["iou"], strict=True)]
+            facts = {"uses_ground_truth": row["uses_ground_truth"], "classes": classes}
+            file = output.with_name(f"{output.stem}_{row['fusion']}.json")
+            file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
 def flags_of(name: str) -> dict:
     """What every row says of itself."""
     return describe(name) if name in KINDS else {"fusion": name, "uses_ground_truth": False}
@@ -206,9 +218,7 @@ def to_markdown(report: dict) -> str:
     )  # fmt: skip
     if "iou" in report["rows"][0]:
         marked = [f"{name} (unseen)" if name in report["unseen"] else name for name in report["classes"]]
-        columns = zip(*(row["iou"] for row in report["rows"]), strict=True)
-        body = [[name, *map(number, each)] for name, each in zip(marked, columns, strict=True)]
-        lines += ["", *table(["IoU", *map(title, report["rows"])], body)]
+        lines += ["", *table(["IoU", *marked], [[title(row), *map(number, row["iou"])] for row in report["rows"]])]
     return "\n".join([*lines, ""])
 
 
