@@ -114,6 +114,15 @@ def test_select_gives_each_class_its_segment(segments):
     assert candidates_of(segments).shape == (4, *SIZE)
 
 
+def test_a_pixel_that_no_mask_claims_keeps_its_class(segments):
+    """Class 3 becomes the left half; its pixels in the right half belong to none of the bands there."""
+    right = upsample(segments.vectors > 0, SIZE, PATCH)[0]
+    own = np.where(right, np.arange(12)[:, None] // 4, 3)  # bands, none of which overlaps a segment by a half
+    own[0, -2:] = 3
+    shares = softmax(4.0 * np.eye(4)[own].transpose(2, 0, 1))
+    np.testing.assert_array_equal(fused_labels("select", shares, segments), own)
+
+
 def test_the_oracle_takes_the_best_mask_of_every_class(segments, image_shares, label):
     found, masks = oracle_counts(image_shares, segments, label), segments.vectors > 0
     own, best = label_counts(image_shares.argmax(0), label, 4), []

@@ -13,7 +13,14 @@ from src.engine.optimizer import create_optimizer
 from src.engine.weights import load_pretrained, parameters_of, write_weights
 from src.models import create_model
 from src.models.heads.pixel_encoders import PyramidPoolingHead, ReassembleHead
-from src.models.heads.text import PixelTextHead, Similarity, text_parameters
+from src.models.heads.text import (
+    PixelTextHead,
+    Similarity,
+    TextConv,
+    TextEmbedding,
+    TextLinear,
+    text_parameters,
+)
 from src.models.layers import conv2d
 from src.text.tables import TextTable, new_meta, write_table
 from tests.running import draw, randomise, run
@@ -90,8 +97,10 @@ def test_drn_runs_on_its_grid():
     outputs = run(network, image)
     assert outputs["logits"].shape == (1, 3, 5, 7) and outputs["boundary"].shape == (1, 1, 5, 7)
     assert np.ptp(outputs["logits"]) > 0
-    macs = network.backbone.count_macs()
-    assert macs == by_hand(37, 50)
+    assert network.backbone.count_macs() == by_hand(37, 50)
+    layers = network.backbone.layers
+    kernels = [layers[i][-1].conv2 if 3 <= i <= 6 else layers[i][-1].conv for i in range(9)]
+    assert [kernel.dilation[0] for kernel in kernels] == [1, 1, 1, 1, 1, 2, 4, 2, 1]
 
 
 def by_hand(height: int, width: int) -> int:
@@ -132,6 +141,33 @@ def test_similarity_is_the_inner_product(normalise, temperature):
     if normalise:
         a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
     np.testing.assert_allclose(run(cell, x), np.einsum("kd,bdn->bkn", b, a) / temperature, atol=1e-4)
+
+
+class Layers(nn.Cell):
+    """The three layers that ECENet's classes go through: of a map, of vectors, and the text alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = TextConv(4, 3, 8, True, 0.5), TextLinear(4, 3, 8, False, 1.0)
+        self.embedding = TextEmbedding(3, 8, 4)
+
+    def construct(self, x, vectors):
+        return self.conv(x), self.linear(vectors), self.embedding(x, x)
+
+
+def test_layers_that_stand_in_for_classifiers():
+    cell, x, vectors = Layers(), draw(2, 4, 3, 5), draw(2, 6, 4, seed=1)
+    p = randomise(cell)
+    logits, scores, embedding = run(cell, x, vectors)
+    pixels = np.einsum("dc,bchw->bdhw", p["conv.project.weight"][:, :, 0, 0], x) + p["conv.project.bias"][:, None, None]
+    text = p["conv.similarity.text"] / np.linalg.norm(p["conv.similarity.text"], axis=1, keepdims=True)
+    wanted = np.einsum("kd,bdhw->bkhw", text, pixels / np.linalg.norm(pixels, axis=1, keepdims=True)) / 0.5
+    np.testing.assert_allclose(logits, wanted, atol=1e-5)
+    projected = vectors @ p["linear.project.weight"].T + p["linear.project.bias"]
+    np.testing.assert_allclose(scores, projected @ p["linear.similarity.text"].T, atol=1e-4)
+    unit = p["embedding.text"] / np.linalg.norm(p["embedding.text"], axis=1, keepdims=True)
+    own = unit @ p["embedding.linear.weight"].T + p["embedding.linear.bias"]
+    np.testing.assert_allclose(embedding, np.stack([own, own]), atol=1e-5)
 
 
 def test_reassembled_pixels_and_pooled_pixels():

@@ -25,6 +25,7 @@ from tests.commands import refuse, succeed
 from tests.conftest import ROOT
 from tests.layouts import save_mask, save_photo, write_lines
 from tests.running import randomise
+from tools.evaluate_zero_shot import Tally
 
 UNSEEN = ("car", "vegetation")
 CONFIG = """\
@@ -136,6 +137,19 @@ def test_every_fusion_is_reported_and_the_oracle_flagged(report):
         assert [each["iou"] for each in scores["classes"]] == row["iou"]
     plain, lowered = found["rows"][1], found["rows"][7]
     assert lowered["unseen"] > plain["unseen"] or plain["unseen"] > 0  # the seen classes give way
+
+
+def test_names_changed_about_by_hand():
+    """Classes 1 and 2 are unseen: where the network says 1, it would say 2 if their names were exchanged."""
+    tally = Tally(("none",), (0.0,), 3, [1, 2])
+    shares = np.array([[0.6, 0.1, 0.2], [0.1, 0.8, 0.1], [0.3, 0.1, 0.7]])[:, None]  # predicts 0, 1, 2
+    tally.add(shares, None, {"label": np.array([[0, 1, 1]])})
+    chance, plain, moved = tally.rows()
+    assert plain["iou"] == [1.0, 0.5, 0.0] and moved["iou"] == [1.0, 0.5, 0.0]
+    tally.add(shares, None, {"label": np.array([[255, 1, 255]])})
+    chance, plain, moved = tally.rows()
+    assert plain["iou"] == [1.0, 2 / 3, 0.0] and moved["iou"] == [1.0, 1 / 3, 0.0]
+    assert (plain["seen"], plain["unseen"], moved["unseen"]) == (1.0, 1 / 3, 1 / 6) and chance["fusion"] == "chance"
 
 
 def test_plain_scores_are_those_of_the_predictor(run, report):
