@@ -24,5 +24,5 @@ spectrum=(--cache "$folder/segments" --features backbone_k --weights output/vit_
 "$python" tools/compute_segments.py --config config/fcn/vit_tiny_camvid.yaml "${spectrum[@]}" "${limit[@]}"
 "$python" train.py --config "$config" "name=$stem" "output_dir=$folder/runs" "${settings[@]}"
 "$python" tools/evaluate_zero_shot.py --config "$config" --checkpoint "$folder/runs/$stem/checkpoints/latest" \
-  "${spectrum[@]}" "${limit[@]}" --fusion none,project,select,regions,oracle --calibration 0,1,2 \
+  "${spectrum[@]}" "${limit[@]}" --fusion none,project,select,regions,oracle --calibration 0,1,2,4 \
   --output "$folder/$stem.md"

@@ -124,13 +124,13 @@ def test_every_fusion_is_reported_and_the_oracle_flagged(report):
     shuffled = "none, unseen names changed about"
     kinds = ["none", "project", "select", "regions", "oracle", shuffled]
     assert [(row["fusion"], row["calibration"]) for row in found["rows"]] == [
-        ("chance", 0.0), *((kind, 0.0) for kind in kinds), *((kind, 3.0) for kind in kinds)
+        ("chance", 0.0), *((kind, 0.0) for kind in kinds), *((kind, 3.0) for kind in kinds if kind != "oracle")
     ]  # fmt: skip
     for row in found["rows"]:
         assert row["uses_ground_truth"] == (row["fusion"] == "oracle") and len(row["iou"]) == len(TOY_CLASSES)
         assert {"seen", "unseen", "hiou", "fb_iou"} <= row.keys()
     flagged = [line for line in text.splitlines() if "**yes**" in line]
-    assert len(flagged) == 2 and all(line.startswith("| oracle") for line in flagged)
+    assert len(flagged) == 1 and flagged[0].startswith("| oracle")
     assert "car (unseen)" in text and found["samples"] == 3
     for row in found["rows"][1:6]:
         scores = json.loads((folder / f"scores_{row['fusion']}.json").read_text())

@@ -34,7 +34,7 @@ from src.log import progress  # noqa: E402
 from src.models import create_model  # noqa: E402
 from src.spectral.arguments import add_options, options_of  # noqa: E402
 from src.spectral.cache import Cache, Job, load_or_make  # noqa: E402
-from src.spectral.fusion import KINDS, describe  # noqa: E402
+from src.spectral.fusion import KINDS, NEED_LABEL, describe  # noqa: E402
 from src.spectral.segments import Segments  # noqa: E402
 from src.zero_shot import binary_scores, split_scores  # noqa: E402
 
@@ -49,7 +49,9 @@ def main() -> None:
     parser.add_argument("--output", metavar="FILE.md", help="table; the same as .json beside it")
     parser.add_argument("--fusion", default="none", metavar="KIND,...", help=f"of {', '.join(KINDS)} (none)")
     parser.add_argument("--cache", metavar="FOLDER", help="eigensegments, for every fusion but none")
-    parser.add_argument("--calibration", default="0", metavar="X,...", help="taken off seen classes' logits (0)")
+    parser.add_argument(
+        "--calibration", default="0", metavar="X,...", help="off the logits of seen classes (0); oracle: the first"
+    )
     parser.add_argument("--images", type=int, metavar="N", help="the first N samples only")
     add_options(parser)
     args = parser.parse_intermixed_args()
@@ -138,7 +140,9 @@ class Tally:
     def __init__(self, kinds: Sequence[str], gammas: Sequence[float], num_classes: int, unseen: Sequence[int]) -> None:
         self.unseen, self.seen = list(unseen), [k for k in range(num_classes) if k not in unseen]
         names = (*kinds, *([SHUFFLED] if len(unseen) > 1 else []))
-        self.counts = {(name, gamma): np.zeros((num_classes, 2, 2), np.int64) for gamma in gammas for name in names}
+        # An upper bound need not be calibrated.
+        rows = [(name, gamma) for gamma in gammas for name in names if gamma == gammas[0] or name not in NEED_LABEL]
+        self.counts = {row: np.zeros((num_classes, 2, 2), np.int64) for row in rows}
         self.pixels, self.images = np.zeros(num_classes, np.int64), 0
 
     def add(self, shares: np.ndarray, segments: Segments | None, sample: Mapping[str, np.ndarray]) -> None:
