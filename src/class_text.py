@@ -106,7 +106,9 @@ def text_rows(text: TextConfig, names: Sequence[str]) -> np.ndarray:
     if path.suffix == weights.SAFETENSORS:
         if text.merges is None:
             raise ValueError(f"{path} is a text encoder, which needs CLIP's merge file, too: set model.text.merges")
-        rows = encode(load_encoder(path), Tokenizer(Path(text.merges)), wanted, ["{}"])
+        if text.template.count("{}") != 1:
+            raise ValueError(f"model.text.template {text.template!r} needs one {{}} where the name goes")
+        rows = encode(load_encoder(path), Tokenizer(Path(text.merges)), wanted, [text.template])
     else:
         rows = rows_of(read_table(path), wanted, str(path))
     if text.rescale_norm is not None:

@@ -96,6 +96,7 @@ class TextConfig(Settings):
     names: dict[str, Text] = {}  # class of the data set: name in the table, where spellings and synonyms do not tell
     rescale_norm: PositiveFloat | None = None  # length of every vector; null: as it is in the table
     merges: Text | None = None  # CLIP's merge file, where `table` is its converted text encoder (.safetensors) instead
+    template: Text = "{}"  # prompt for that encoder, `{}` where the name goes: that of the table of the training
 
 
 class ModelConfig(Settings):
