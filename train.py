@@ -26,7 +26,7 @@ from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_label, require_fit
 from src.engine.optimizer import batch_factor, create_optimizer, learning_rates
 from src.engine.precision import half_type
-from src.engine.preflight import tell_plan
+from src.engine.preflight import rehearse, tell_plan
 from src.engine.run_folder import open_run
 from src.engine.run_logs import BAD_SAMPLES, known_bad_samples
 from src.engine.stopping import Stopped, StopSignals
@@ -76,11 +76,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     check_outputs(network.head, loss)
     samples = create_eval_samples(config.data, rank, world_size)
     items = load_items(config.data, config.data.train_split)
-    splits = {config.data.train_split: items, config.data.val_split: samples.items}
-    for finding in check_first(config.data, classes, splits):
-        get_console().print(f"warning: {finding.text}\n    {finding.mend}", markup=False, soft_wrap=True)
-    if config.eval.mode == "whole":
-        require_fit(samples.sizes(), config.eval)
+    check_data(config, classes, items, samples)
     if config.device.compile_cache:
         require_folder(config.device.compile_cache, config.device.mode)
     run = open_run(config.output_dir, config.name, config_to_yaml(config), create=rank == 0)
@@ -95,7 +91,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
         return state
     loop = create_loop(config, run, state.get("step", 0), classes, rank, world_size)
     step_cell = TrainStep(
-        network, loss, optimizer, COLUMNS,
+        network, loss, optimizer, columns_of(loss),
         clip_norm=config.optimizer.clip_norm, accumulate=config.train.accumulate, world_size=world_size,
         scaled=half == ms.float16,
     )  # fmt: skip
@@ -104,19 +100,26 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     if rank == 0:
         tell_plan(loop, config.optimizer, schedule, len(items), network, optimizer)
     validate, evaluation_seconds = create_validation(config, step_cell, classes, samples, rank, world_size, stop)
-    parts = Parts(
-        network, step_cell, schedule, create_batches(config, loop, len(classes), items, bad), count, validate,
-        graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size, half)),
-        stop, items, bad, evaluation_seconds,
-    )  # fmt: skip
+    batches = create_batches(config, loop, len(classes), items, bad, step_cell.columns)
+    parts = Parts(network, step_cell, schedule, batches, count, validate, stop, items, bad)
+    cache = graph_cache(config.device.compile_cache, graph_facts(config, len(classes), rank, world_size, half))
     try:
-        return fit(loop, parts, state)
+        return fit(loop, rehearse(loop, parts, state, cache, evaluation_seconds), state)
     finally:
         if bad and bad.names:
             listed = ", ".join(bad.names)
             place = f" ({run / BAD_SAMPLES})" if (run / BAD_SAMPLES).is_file() else ""
             text = f"{len(bad.names)} training samples left out: {listed}{place}"
             get_console().print(text, markup=False, soft_wrap=True)
+
+
+def check_data(config: Config, classes, items, samples) -> None:
+    """Looks at the first samples of both splits and prints warnings; raises ValueError for what cannot be used."""
+    splits = {config.data.train_split: items, config.data.val_split: samples.items}
+    for finding in check_first(config.data, classes, splits):
+        get_console().print(f"warning: {finding.text}\n    {finding.mend}", markup=False, soft_wrap=True)
+    if config.eval.mode == "whole":
+        require_fit(samples.sizes(), config.eval)
 
 
 def create_network(config: Config, names: tuple[str, ...], world_size: int):
@@ -161,7 +164,12 @@ def create_bad_samples(config: Config, run: Path, items, classes) -> BadSamples 
     return BadSamples(items, classes.table, config.data.max_bad_samples, known_bad_samples(run))
 
 
-def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: BadSamples | None):
+def columns_of(loss) -> tuple[str, ...]:
+    """Names of the batch's arrays that a training step with this loss takes."""
+    return (*COLUMNS, *getattr(loss, "columns", ()))
+
+
+def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: BadSamples | None, columns=COLUMNS):
     """The batches that this rank has still to take; none after the last step, which may await its evaluation."""
     if loop.first_step == loop.steps:
         return iter(())
@@ -169,7 +177,7 @@ def create_batches(config: Config, loop: Loop, num_classes: int, items, bad: Bad
     return create_train_batches(
         config.data, max_classes=config.data.max_classes or num_classes, seed=config.seed, rank=loop.rank,
         world_size=loop.world_size, batch_size=loop.batch_size, first_sample=loop.first_step * per_step,
-        num_samples=(loop.steps - loop.first_step) * per_step, items=items, bad=bad,
+        num_samples=(loop.steps - loop.first_step) * per_step, items=items, bad=bad, columns=columns,
     )  # fmt: skip
 
 

@@ -32,6 +32,13 @@ def config_parser(description: str, required: bool = True) -> argparse.ArgumentP
     return parser
 
 
+def positive(text: str) -> int:
+    """An argument's whole number from 1 on, for argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command line and exits: 0 when it returns, else with the code and the message that an error stands for.
 

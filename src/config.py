@@ -77,6 +77,7 @@ class DataConfig(Settings):
     max_bad_samples: PositiveInt = 100  # skip only: more different ones end the run
     check_samples: NonNegativeInt = 64  # of each split, looked at before training (tools/doctor.py); 0: none
     options: dict[str, Any] = {}  # keyword arguments of the data set's function
+    scribbles: Text | None = None  # folder of label files, by tools/make_scribbles.py, that training takes instead
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -85,6 +86,9 @@ class DataConfig(Settings):
         if low > high:
             text = f"data.scale_range [{low}, {high}] is reversed; write [{high}, {low}], lowest ratio first"
             problems.append((text, ("data.scale_range",)))
+        if self.scribbles and self.train_split == self.val_split:
+            text = f"data.scribbles with {self.train_split!r} for training and evaluation: it needs full labels"
+            problems.append((text, ("data.scribbles", "data.train_split", "data.val_split")))
         refuse(*problems)
         return self
 

@@ -63,6 +63,24 @@ def resize_bilinear(x, size, align_corners=False):
 
 
 @ms.ops.constexpr
+def _pool_matrix(source: int, cells: int, transposed: bool) -> Tensor:
+    matrix = average_pool_matrix(source, cells)
+    return Tensor(np.ascontiguousarray(matrix.T) if transposed else matrix)
+
+
+def pool_grid(x, size):
+    """Adaptive average pool (B, C, H, W) -> (B, C, h, w), size the static (h, w); see `average_pool_matrix`."""
+    b, c, height, width = x.shape
+    h, w = size
+    if w != width:
+        x = ops.matmul(x.reshape(b * c * height, width), _pool_matrix(width, w, True)).reshape(b, c, height, w)
+    if h != height:
+        rows = ops.tile(_pool_matrix(height, h, False).expand_dims(0), (b * c, 1, 1))
+        x = ops.BatchMatMul()(rows, x.reshape(b * c, height, w)).reshape(b, c, h, w)
+    return x
+
+
+@ms.ops.constexpr
 def _pool_constant(height: int, width: int, cells: int) -> Tensor:
     rows, columns = average_pool_matrix(height, cells), average_pool_matrix(width, cells)
     return Tensor(np.ascontiguousarray(np.kron(rows, columns).T))

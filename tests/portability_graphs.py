@@ -31,6 +31,12 @@ BROADCAST_SIZE = 64  # elements; of the tiny graphs, arrays of images or tokens 
 CASES = {
     "vit-ecenet": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
     "vit-ecenet-cpu": ("vit", "ecenet", {}, "class_mask", {"name": "adamw"}, {"clip_norm": 1.0}),
+    "swin-upernet": (
+        "swin", "upernet", {}, {"name": "partial_cross_entropy", "weights": {"aux": 0.4}}, {"name": "sgd"}, {},
+    ),
+    "vit-consistency-cpu": (
+        "vit", "consistency", {}, {"name": "dfr", "regulariser": {"blocks": 2}}, {"name": "sgd"}, {},
+    ),
     "vit-ecenet-pyr": ("vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, None, {}, {}),
     "vit-fcn-half": (
         "vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"},
@@ -132,12 +138,13 @@ def compile_step(step, rates) -> None:
 
     from src.engine.train_step import draw_noise
     from src.losses import batch_counts
-    from tests.tiny import COLUMNS, draw_batch
+    from tests.tiny import draw_batch
 
     batch = draw_batch(B)
+    batch = {**batch, "image_present": batch["present"], "progress": np.array([0.5], np.float32)}
     arrays = [step.inputs(0, 0.1), True, draw_noise(rates, 0, 0, B)[0]]
     arrays.append(np.append(batch_counts(batch), 0.0).astype(np.float32))  # not asked to stop
-    step.compile(*[Tensor(np.asarray(array)) for array in [*arrays, *[batch[name] for name in COLUMNS]]])
+    step.compile(*[Tensor(np.asarray(array)) for array in [*arrays, *[batch[name] for name in step.columns]]])
 
 
 def primitives_of_mindir(path: Path) -> set[str]:

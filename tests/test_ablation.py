@@ -129,7 +129,7 @@ def test_a_result_is_that_of_the_last_step(tmp_path):
     log.write({"kind": "eval", "step": 40, "miou": 0.5, "iou": [0.5, None], **scores})
     assert read_result(run, config, ("a", "b")) == {
         "step": 40, "miou": 0.5, "iou": {"a": 0.5, "b": None}, **scores, "loss": 0.025,
-        "seconds_per_step": 1.0, "waiting": 0.2, "windows": 3,  # 4 / 1 s compiled; of 2, 0.5 and 1 s the median
+        "seconds_per_step": 1.0, "waiting": 0.2, "windows": 3,  # without the first, 4 s; of 2, 0.5 and 1 s the median
     }  # fmt: skip
 
 

@@ -50,12 +50,12 @@ def plane_step(ema_decay: float | None = None, **options) -> TrainStep:
     return TrainStep(network, Total(), optimizer, ("image", "offset"), **options)
 
 
-def run_plane(step: TrainStep, images: list, offset: float = 0.0, inputs=(0.1,)):
+def run_plane(step: TrainStep, images: list, offset: float = 0.0, inputs=(0.1,), stop: float = 0.0):
     """One step at rate 0.1 on micro-batches of one image; returns its result."""
     batches = [{"image": np.array([image], np.float32), "offset": np.full(1, offset, np.float32)} for image in images]
     noise = np.ones((len(batches), 1, 1), np.float32)
     counts = np.array([0, 0, len(batches)], np.float32)
-    return run_step(step, np.array(inputs, np.float32), noise, batches, counts)
+    return run_step(step, np.array(inputs, np.float32), noise, batches, counts, stop)
 
 
 def states(step: TrainStep) -> list[bytes]:
@@ -101,6 +101,19 @@ def test_averages_follow_the_weights_and_stay_in_a_bad_step():
         expected = decay * expected + (1 - decay) * step.network.weight.asnumpy().astype(np.float64)
         np.testing.assert_allclose(step.optimizer.averages[0].asnumpy(), expected, rtol=1e-6)
     assert abs(expected - step.network.weight.asnumpy()).max() > 0.05
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_rehearsal_updates_nothing(accumulate):
+    step, other = plane_step(accumulate=accumulate), plane_step(accumulate=accumulate)
+    images = [[1.0, 2.0], [3.0, -4.0]][:accumulate]
+    before = states(step)
+    for _ in range(2):
+        rehearsed = run_plane(step, images, stop=math.nan)
+        assert math.isnan(rehearsed.norm) and not rehearsed.stop and states(step) == before
+    taken = run_plane(step, images)
+    assert taken == run_plane(other, images) and states(step) == states(other) != before
+    assert rehearsed.terms == taken.terms and len(step.compile_cache) == 1
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -225,11 +238,9 @@ def test_bias_correction_counts_updates_and_the_schedule_steps(monkeypatch):
     taken = []
     monkeypatch.setattr(trainer, "run_step", lambda cell, inputs, *rest: taken.append(inputs))
     step_cell = SimpleNamespace(inputs=lambda updates, rate, scale: (updates, rate))
-    network, stop = SimpleNamespace(noise_rates=np.zeros(1)), SimpleNamespace(asked=lambda: False)
+    network = SimpleNamespace(noise_rates=np.zeros(1))
     loop = SimpleNamespace(seed=0, batch_size=1, accumulate=1, rank=0, world_size=1)
-    parts = SimpleNamespace(
-        step_cell=step_cell, network=network, stop=stop, count=len, rates=np.arange(9) / 10
-    )
-    trainer.take_step(loop, parts, {"skipped": 2, "bad_steps": 0}, 5, [])
-    trainer.take_step(loop, parts, {}, 5, [])
+    parts = SimpleNamespace(step_cell=step_cell, network=network, count=len, rates=np.arange(9) / 10)
+    trainer.take_step(loop, parts, {"skipped": 2, "bad_steps": 0}, 5, [], 0.0)
+    trainer.take_step(loop, parts, {}, 5, [], 0.0)
     assert taken == [(3, 0.5), (5, 0.5)]

@@ -271,25 +271,26 @@ def test_other_settings_are_refused_by_name(run_once):
     other = config.model_copy(
         update={
             "optimizer": config.optimizer.model_copy(update={"lr": 0.5}), "seed": 9,
-            "train": config.train.model_copy(update={"log_every": 2}),
+            "train": config.train.model_copy(update={"log_every": 2, "ema_decay": None}),
         }
     )  # fmt: skip
     with pytest.raises(ValueError) as caught:
         train.train(other)
     text = str(caught.value)
-    for part in (str(run), "another name=", "optimizer.lr: 0.001 there, 0.5 now", "seed: 0 there, 9 now"):
+    changes = ("optimizer.lr: 0.001 there, 0.5 now", "seed: 0 there, 9 now", "train.ema_decay: 0.9 there, null now")
+    for part in (str(run), "another name=", *changes):
         assert part in text
     assert "log_every" not in text  # may differ: it changes neither samples nor weights
     assert load_config(run / "config.yaml") == config  # the refused settings were not written
 
 
-def test_another_number_of_images_a_step_is_refused(run_once):
-    _, _, run, _ = run_once
+def test_another_number_of_images_a_step_is_refused(run_once, monkeypatch):
+    config, _, run, _ = run_once
     state = json.loads((run / "checkpoints" / "latest" / "state.json").read_text())
     assert state["images_a_step"] == 2
-    train.require_images(run, state, 2)
+    monkeypatch.setattr(train, "step_shape", lambda *_: (2, 1, 2))  # as on two devices
     with pytest.raises(ValueError, match="trained with 2 images a step, now there would be 4.* as many devices"):
-        train.require_images(run, state, 4)
+        train.train(config)
 
 
 def test_settings_that_may_differ_go_on(run_once, capsys):

@@ -33,6 +33,8 @@ ALIKE = {
     "first_step >= settings.steps": "after require_agreement",
     "evaluated": "of the step's number",
     "for step in range(loop.first_step, loop.steps)": "after require_agreement",
+    "loop.first_step == loop.steps": "after require_agreement",
+    "for _ in range(REHEARSALS)": "a constant",
     "for (i, batch) in enumerate(batches)": "the configured micro-batches",
     "loop.world_size > 1": "an argument of the run",
     "loop.world_size == 1": "an argument of the run",

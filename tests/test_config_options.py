@@ -145,5 +145,5 @@ def test_outputs_of_the_head_fit_the_loss():
         check_outputs(fcn, losses["class_mask"])
     assert str(caught.value) == (
         "loss 'class_mask' needs masks, finest_mask, diverse, which the head does not give (it gives logits); use loss "
-        "cross_entropy, or a head that gives them instead of FCNHead"
+        "cross_entropy or partial_cross_entropy, or a head that gives them instead of FCNHead"
     )

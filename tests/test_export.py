@@ -29,6 +29,7 @@ TINY = {
 WIDTHS = {  # options of the heads
     "text_ecenet": {"channels": 8, "text_width": 16},
     "pixel_text": {"encoder": {"name": "pyramid_pooling"}, "width": 16},
+    "consistency": {"channels": 8, "main": {"name": "upernet", "channels": 8}},
 }  # fmt: skip
 INFO = {
     "size": json.dumps(SIZE), "classes": json.dumps(list("abcde")), "palette": json.dumps([[i] * 3 for i in range(5)]),

@@ -87,11 +87,10 @@ def test_the_scale_of_the_state_goes_into_the_step(monkeypatch):
     monkeypatch.setattr(trainer, "run_step", lambda cell, inputs, *rest: taken.append(inputs))
     monkeypatch.setattr(trainer, "noise_of", lambda *arguments: None)
     step = plane_step(scaled=True)
-    stop = type("Stop", (), {"asked": staticmethod(bool)})
-    parts = type("Parts", (), {"step_cell": step, "rates": [0.5], "count": len, "stop": stop})
-    trainer.take_step(None, parts, scaled(512.0), 0, [])
+    parts = type("Parts", (), {"step_cell": step, "rates": [0.5], "count": len})
+    trainer.take_step(None, parts, scaled(512.0), 0, [], 0.0)
     parts.step_cell = plane_step()
-    trainer.take_step(None, parts, {}, 0, [])
+    trainer.take_step(None, parts, {}, 0, [], 0.0)
     assert [list(inputs) for inputs in taken] == [[0.5, 512.0], [0.5]]
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -129,7 +130,7 @@ def signal_once(number: int, function):
     return wrapped
 
 
-DRAW_NOISE = trainer.draw_noise
+DRAW_NOISE, TAKE_STEP = trainer.draw_noise, trainer.take_step
 
 
 def bad_noise(*args, **options) -> np.ndarray:
@@ -149,12 +150,13 @@ def train_until_stopped(config, place, name: str, number: int, step: int) -> Sto
     function, at = getattr(place, name), [0]
     armed = signal_once(number, function)
 
-    def note_step(*args, **options):
-        at[0] = args[2] + 1
-        return bad_noise(*args, **options)
+    def note_step(loop, parts, state, step, *rest):
+        at[0] = step + 1
+        return TAKE_STEP(loop, parts, state, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "draw_noise", note_step)
+        patch.setattr(trainer, "draw_noise", bad_noise)
+        patch.setattr(trainer, "take_step", note_step)  # not that of the rehearsals
         patch.setattr(place, name, lambda *a, **o: (armed if at[0] >= step else function)(*a, **o))
         with pytest.raises(Stopped) as stopped:
             train.train(config)
@@ -242,23 +244,31 @@ def test_a_real_process_leaves_with_the_codes_of_the_contract(tmp_path):
     config, run = write_config(tmp_path), tmp_path / "tiny"
     process = start(config, tmp_path)
     try:
-        read_until(process, "the first step is compiled")
-        process.send_signal(signal.SIGTERM)  # while it is compiled: that is completed, and the step, too
+        read_until(process, "the training step is compiled")
+        process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=200)
         assert process.returncode == cli.RESUME == 85, text
-        assert "SIGTERM: the run ends after this step" in text
-        assert "stopped by SIGTERM after step 1 of 100000, saved in" in text.replace("\n", " ")
-        assert (run / "checkpoints" / "latest").resolve().name == "step_00000001"
+        assert "stopped by SIGTERM before the first step; the same command starts it again" in text.replace("\n", " ")
+        assert not (run / "checkpoints").exists()
 
         process = start(config, tmp_path)
-        assert "step 1" in read_until(process, "the first step is compiled")
+        read_until(process, "train ")
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=200)
+        assert process.returncode == cli.RESUME, text
+        assert "SIGTERM: the run ends after this step" in text
+        step = int(re.search(r"stopped by SIGTERM after step (\d+) of 100000, saved in", text.replace("\n", " "))[1])
+        assert (run / "checkpoints" / "latest").resolve().name == f"step_{step:08d}"
+
+        process = start(config, tmp_path)
+        assert f"step {step}" in read_until(process, "the training step is compiled")
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         text, _ = process.communicate(timeout=20)
         assert process.returncode == cli.INTERRUPTED == 130, text
         assert "leaving at once" in text
-        assert (run / "checkpoints" / "latest").resolve().name == "step_00000001"
+        assert (run / "checkpoints" / "latest").resolve().name == f"step_{step:08d}"
     finally:
         process.kill()
         process.communicate()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from src.config import OptimizerConfig
-from src.engine import recent_steps
+from src.engine import preflight, recent_steps
 from src.engine.checkpoint import checkpoint_size, save_checkpoint
-from src.engine.preflight import most_checkpoints, tell_plan
-from src.engine.recent_steps import WINDOW, RecentSteps, forecast, format_bytes, format_memory
+from src.engine.preflight import most_checkpoints, rehearse, tell_plan
+from src.engine.recent_steps import WINDOW, RecentSteps, format_bytes, format_memory
 from src.engine.step_means import StepMeans
 from src.engine.train_step import StepResult
-from src.engine.trainer import Loop
+from src.engine.trainer import Loop, Parts
 from tests.tiny import with_optimizer
 
 SETTINGS = OptimizerConfig(name="adamw", lr=0.5, warmup_steps=7)
@@ -106,13 +106,15 @@ def memory(monkeypatch):
 
 def test_facts_of_the_last_steps(memory):
     recent = RecentSteps(images=6)
-    recent.add(result(3.0, 1.0), 60.0, 9.0)  # compiled
-    assert recent.text(1e-4) == "loss 4.000 (ce 3.000 mask 1.000)  lr 1.0e-04  memory 3 MiB, device 1.0 GiB"
+    recent.add(result(3.0, 1.0), 60.0, 9.0)
+    assert recent.text(1e-4) == (
+        "loss 4.000 (ce 3.000 mask 1.000)  lr 1.0e-04  0.100 images/s  waiting for data 15.0%  "
+        "memory 3 MiB, device 1.0 GiB"
+    )
     recent.add(result(1.0, 0.5), 2.0, 0.5)
     recent.add(result(math.nan, 0.3), 4.0, 0.1)
-    assert recent.timed == 2
     assert recent.text(2e-4) == (
-        "loss 2.600 (ce 2.000 mask 0.600)  lr 2.0e-04  2.0 images/s  waiting for data 10.0%  "
+        "loss 2.600 (ce 2.000 mask 0.600)  lr 2.0e-04  0.273 images/s  waiting for data 14.5%  "
         "memory 3 MiB, device 1.0 GiB"
     )
     for _ in range(WINDOW):
@@ -124,7 +126,7 @@ def test_facts_of_the_last_steps(memory):
 def test_a_single_term_and_none_that_is_finite(memory):
     recent = RecentSteps(images=1)
     recent.add(StepResult({"ce": math.inf}, math.inf, False), 1.0, 0.0)
-    assert recent.text(0.5).startswith("loss nan  lr 5.0e-01  memory")
+    assert recent.text(0.5).startswith("loss nan  lr 5.0e-01  1.0 images/s")
 
 
 def test_step_times_come_from_one_clock(monkeypatch):
@@ -140,16 +142,44 @@ def test_step_times_come_from_one_clock(monkeypatch):
     assert means.read()["images_per_s"] == 4 / 5.0
 
 
-def test_the_forecast(monkeypatch):
-    monkeypatch.setattr(recent_steps, "peak_memory", lambda: 5 * 2**20)
-    recent = RecentSteps(images=6)
-    for seconds in (99.0, 2.0, 30.0, 1.5):
-        recent.add(result(1.0, 1.0), seconds, 0.0)
-    assert recent.timed == recent_steps.MEASURED
-    assert forecast(100, 2, recent, 45.0) == (
-        "about 4:50 to go: 100 steps of 2 s and 2 evaluations of 45 s; at most so far: memory 5 MiB"
-    )
-    assert "1 evaluation of 0.125 s" in forecast(100, 1, recent, 0.125)
+class Rehearsal:
+    """A loop of 12 steps in micro-batches of two, evaluated every 5, and what is asked of its steps."""
+
+    def __init__(self, monkeypatch, first_step: int) -> None:
+        self.taken, self.inside = [], False
+        self.loop = make_loop(Path(), steps=12, evaluate_every=5, first_step=first_step, accumulate=2)
+        self.parts = Parts(None, None, None, iter([{"number": i} for i in range(6)]), len, dict, None, ())
+        times = iter([10.0, 12.0, 20.0, 50.0, 60.0, 61.5])
+        monkeypatch.setattr(preflight, "take_step", self.take_step)
+        monkeypatch.setattr(preflight.time, "perf_counter", lambda: next(times))
+        monkeypatch.setattr(preflight, "peak_memory", lambda: 5 * 2**20)
+
+    def __enter__(self) -> None:
+        self.inside = True
+
+    def __exit__(self, *error) -> None:
+        self.inside = False
+
+    def take_step(self, loop, parts, state, step, group, stop):
+        assert loop is self.loop and parts is self.parts and math.isnan(stop)
+        assert all(batch["progress"] == np.float32(2 / 12) for batch in group)
+        self.taken.append((step, state["skipped"], [batch["number"] for batch in group], self.inside))
+
+
+def test_the_first_step_is_rehearsed_and_its_data_are_not_lost(monkeypatch, capsys):
+    rehearsal = Rehearsal(monkeypatch, first_step=2)
+    parts = rehearse(rehearsal.loop, rehearsal.parts, {"skipped": 1}, rehearsal, 45.0)
+    compiled, *timed = rehearsal.taken
+    assert compiled == (2, 1, [0, 1], True) and timed == 3 * [(2, 1, [0, 1], False)]
+    assert [batch["number"] for batch in parts.batches] == list(range(6))
+    told = "about 2:35 to go: 10 steps of 2 s and 3 evaluations of 45 s; at most so far: memory 5 MiB"
+    assert capsys.readouterr().out.splitlines()[1] == told
+
+
+def test_a_run_without_a_step_left_is_not_rehearsed(monkeypatch, capsys):
+    rehearsal = Rehearsal(monkeypatch, first_step=12)
+    assert rehearse(rehearsal.loop, rehearsal.parts, {}, rehearsal, 45.0) is rehearsal.parts
+    assert not rehearsal.taken and not capsys.readouterr().out
 
 
 def test_units():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import mindspore as ms
 import numpy as np
@@ -32,6 +33,9 @@ def test_what_a_path_means(tmp_path):
     for wrong in (tmp_path / "nothing", tmp_path / "nothing.safetensors"):
         with pytest.raises(FileNotFoundError, match="no weights at .*nothing.*; looked for .*nothing"):
             weights.weights_file(wrong)
+    shutil.rmtree(best)
+    with pytest.raises(FileNotFoundError, match=f"best points at {best.name}, which is gone"):
+        weights.weights_file(tmp_path)  # not the latest instead
 
 
 def test_another_number_of_classes_is_said_first(tmp_path):

@@ -32,6 +32,8 @@ HEADS = {
     "fcn": {"name": "fcn", "channels": 8, "norm": "group", "dropout": 0.3},
     "segvit": {"name": "segvit", "channels": 16, "num_heads": 2, "num_layers": 1, "dropout": 0.3},
     "alignseg": {"name": "alignseg", "channels": 8, "norm": "group", "dropout": 0.3},
+    "upernet": {"name": "upernet", "channels": 8, "auxiliary": 4, "norm": "group", "dropout": 0.3},
+    "consistency": {"name": "consistency", "channels": 8, "main": {"name": "fcn", "channels": 8, "norm": "group"}},
     "pixel_text": {"name": "pixel_text", "encoder": {"name": "reassemble"}, "width": 16},
     "text_ecenet": {"name": "text_ecenet", "channels": 16, "norm": "group", "dropout": 0.3, "text_width": 16},
 }
@@ -52,7 +54,8 @@ def tiny_step(
     loss = loss if isinstance(loss, dict) else {"name": loss}
     settings = OptimizerConfig(**{"name": "sgd", "lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, **(optimizer or {})})
     optimizer = create_optimizer(network, settings, ema_decay)
-    return TrainStep(network, create_loss(loss, K), optimizer, COLUMNS, **options)
+    loss = create_loss(loss, K)
+    return TrainStep(network, loss, optimizer, (*COLUMNS, *getattr(loss, "columns", ())), **options)
 
 
 def draw_batch(count: int, seed: int = 0, ignored: float = 0.2, size=SIZE) -> dict[str, np.ndarray]:

@@ -45,10 +45,11 @@ from src.engine.timing import (  # noqa: E402
     with_peak,
 )
 from src.engine.train_step import TrainStep, draw_noise, run_step  # noqa: E402
+from src.engine.trainer import PROGRESS  # noqa: E402
 from src.log import get_console  # noqa: E402
 from src.losses import create_loss  # noqa: E402
 from src.models import create_model  # noqa: E402
-from train import COLUMNS, choose_precision, count  # noqa: E402
+from train import COLUMNS, choose_precision, columns_of, count  # noqa: E402
 
 STEPS = {"train": 20, "infer": 20, "data": 100}  # modes, and how often each is timed; batches arrive in bursts
 RATE = 1e-7  # learning rate: weights hardly move, so that numbers stay finite however many steps are timed
@@ -173,7 +174,7 @@ def measure_training(config: Config, classes: int, steps: int, synthetic: bool) 
     get_console().print("compiling backbone, head and loss apart")
     noise = draw_noise(network.noise_rates, config.seed, 0, train.batch_size)[0]
     counts = count(group[:1])
-    parts = training_parts(network, loss, noise, counts, group[0], COLUMNS)
+    parts = training_parts(network, loss, noise, counts, group[0], columns_of(loss))
     seconds, peak = with_peak({"step": lambda: step(group, 0), **parts}, steps, config.device.target)
     images = train.batch_size * train.accumulate
     total = times["total"]
@@ -192,7 +193,7 @@ def create_step(config: Config, network: nn.Cell, loss: nn.Cell) -> Callable[[li
     train = config.train
     half = choose_precision(config, network)
     cell = TrainStep(
-        network, loss, create_optimizer(network, config.optimizer, train.ema_decay), COLUMNS,
+        network, loss, create_optimizer(network, config.optimizer, train.ema_decay), columns_of(loss),
         clip_norm=config.optimizer.clip_norm, accumulate=train.accumulate, scaled=half == ms.float16,
     )  # fmt: skip
 
@@ -207,9 +208,15 @@ def step_groups(config: Config, classes: int, steps: int, synthetic: bool) -> It
     """The micro-batches of one step after another."""
     accumulate = config.train.accumulate
     if synthetic:
-        return repeat([synthetic_batch(config, classes)] * accumulate)
-    batches = training_stream(config, (1 + WARM_UP + steps) * accumulate + stored_batches() + accumulate)
+        return repeat([completed(synthetic_batch(config, classes))] * accumulate)
+    needed = (1 + WARM_UP + steps) * accumulate + stored_batches() + accumulate
+    batches = map(completed, training_stream(config, needed))
     return iter(lambda: list(islice(batches, accumulate)), [])
+
+
+def completed(batch: Batch) -> Batch:
+    """A batch with what some losses read besides: every part of their schedules on, the crop's classes the image's."""
+    return {"image_present": batch["present"], PROGRESS: np.ones(1, np.float32), **batch}
 
 
 def training_stream(config: Config, batches: int) -> Iterator[Batch]:

@@ -26,7 +26,7 @@ def main() -> None:
     parser = cli.config_parser(__doc__.splitlines()[0])
     parser.add_argument("--cache", metavar="FOLDER", help="where the eigensegments go")
     parser.add_argument("--split", default="val", help="train, val or another split of the data (val)")
-    parser.add_argument("--images", type=int, metavar="N", help="the first N images only")
+    parser.add_argument("--images", type=cli.positive, metavar="N", help="the first N images only")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one a core)")
     add_options(parser)
     args = parser.parse_intermixed_args()
@@ -36,8 +36,6 @@ def main() -> None:
         return
     if not args.cache:
         parser.error("the following arguments are required: --cache")
-    if args.images is not None and args.images < 1:
-        parser.error(f"argument --images: {args.images} is no number of images; give at least 1")
     options = options_of(args)
     features, digest = feature_maker(config, args.weights, options, args.allow_finetuned)
     cache = Cache(Path(args.cache), options, digest)

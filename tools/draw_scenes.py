@@ -21,11 +21,9 @@ def main() -> None:
     """Reads the command line and writes the images."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for scene_000.png and so on")
-    parser.add_argument("--count", type=int, default=12, metavar="N", help="number of images (default 12)")
+    parser.add_argument("--count", type=cli.positive, default=12, metavar="N", help="number of images (default 12)")
     parser.add_argument("--size", type=int, nargs=2, default=BASE_SIZE, metavar=("H", "W"), help="pixels")
     arguments = parser.parse_args()
-    if arguments.count < 1:
-        parser.error(f"--count {arguments.count}: at least 1")
     for index in range(arguments.count):
         image, _ = draw_scene(SEED, index, tuple(arguments.size))
         file = cli.writable(str(Path(arguments.output) / f"scene_{index:03d}.png"))

@@ -41,7 +41,7 @@ def main() -> None:
     """Reads the command line, looks, prints the table and writes the facts."""
     parser = cli.config_parser(__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint folder, run folder (its best) or weights file")
-    parser.add_argument("--images", type=int, metavar="N", help="look at the first N images only")
+    parser.add_argument("--images", type=cli.positive, metavar="N", help="look at the first N images only")
     parser.add_argument("--output", metavar="FILE.json", help="where to write the facts as JSON")
     arguments = parser.parse_intermixed_args()
     config, sources = load_config_with_sources(arguments.config, arguments.overrides)
@@ -50,8 +50,6 @@ def main() -> None:
         return
     if not arguments.checkpoint:
         parser.error("the following arguments are required: --checkpoint")
-    if arguments.images is not None and arguments.images < 1:
-        parser.error(f"argument --images: {arguments.images} is no number of images; give at least 1")
     output = cli.writable(arguments.output) if arguments.output else None
     distributed.setup(config.device.target, config.device.mode)
     facts = {"checkpoint": arguments.checkpoint, **inspect(config, arguments.checkpoint, arguments.images)}

@@ -1,20 +1,23 @@
 """From the `data` section of a config to classes, training batches and evaluation samples."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from src.config import DataConfig, lookup
 from src.config_options import check_options
 from src.data.bad_samples import BadSamples
-from src.data.classes import Classes, read_classes, without
+from src.data.classes import Classes, identity_table, read_classes, without
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
 from src.data.folds import coco_20i, pascal_5i
 from src.data.holdout import select_part, split_part
+from src.data.listing import require_folder
 from src.data.loader import SampleStream, create_batches
 from src.data.published import ade20k, cityscapes, coco_stuff_10k, loveda, pascal_context
-from src.data.reading import Item, Sample, item_size, read_item
+from src.data.reading import FileItem, Item, Sample, item_size, read_item
 from src.data.transforms import (
     MEAN_PIXEL,
     Transform,
@@ -45,6 +48,9 @@ DATASETS: dict[str, tuple[Callable, Callable | str]] = {
 }
 
 
+IMAGE_PRESENT = "image_present"
+
+
 def load_classes(data: DataConfig) -> Classes:
     """The classes of the configured data set, those of data.unseen left out."""
     _, classes = lookup(DATASETS, data.dataset, "data set")
@@ -53,7 +59,7 @@ def load_classes(data: DataConfig) -> Classes:
 
 
 def load_items(data: DataConfig, split: str) -> Sequence[Item]:
-    """The items of one split, or of a part of it (see holdout.py).
+    """The items of one split, or of a part of it (see holdout.py); those for training with scribbles where given.
 
     Raises ValueError for options that the data set does not take, and for data.unseen where its items have tables of
     their own: folds say themselves what training does not see.
@@ -61,17 +67,41 @@ def load_items(data: DataConfig, split: str) -> Sequence[Item]:
     items, _ = lookup(DATASETS, data.dataset, "data set")
     options = check_options(f"data.options ({data.dataset})", items, data.options, positional=2)
     name, part = split_part(split)
-    found = select_part(items(data.root, name, **options), part)
-    if data.unseen and len(found) and getattr(found[0], "table", None) is not None:
+    chosen = select_part(items(data.root, name, **options), part)
+    if data.unseen and len(chosen) and getattr(chosen[0], "table", None) is not None:
         raise ValueError(f"data.unseen is not for {data.dataset}, whose data.options.fold says what is unseen")
-    return found
+    if data.unseen and data.scribbles is not None:
+        raise ValueError("data.unseen does not go with data.scribbles: their files number all classes of the data set")
+    if data.scribbles is None or split != data.train_split:
+        return chosen
+    return scribbled(chosen, Path(data.scribbles), len(load_classes(data)))
+
+
+def scribbled(items: Sequence[Item], folder: Path, num_classes: int) -> list[FileItem]:
+    """The items with the label files of a folder, class ids or 255; FileNotFoundError where some have none."""
+    require_folder(folder, "make it with tools/make_scribbles.py")
+    drawn = [item.name for item in items if not isinstance(item, FileItem)]
+    if drawn:
+        raise ValueError(f"data.scribbles: {drawn[0]} is a drawn scene without a file, which takes no scribbles")
+    missing = [item.name for item in items if not (folder / f"{item.name}.png").is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"data.scribbles: {folder} has no file for {len(missing)} of {len(items)} samples, the first is "
+            f"{missing[0]}.png; make them with tools/make_scribbles.py"
+        )
+    table = identity_table(num_classes)
+    return [replace(item, label=folder / f"{item.name}.png", table=table) for item in items]
 
 
 def train_transforms(
-    data: DataConfig, max_classes: int, pad_pixel: tuple[int, int, int] = MEAN_PIXEL
+    data: DataConfig, max_classes: int, pad_pixel: tuple[int, int, int] = MEAN_PIXEL, image_classes: int = 0
 ) -> list[Transform]:
-    """The training recipe in its order; max_classes: room for class ids in the column `present`."""
+    """The training recipe in its order; max_classes: room for class ids in the column `present`.
+
+    image_classes: room in the column `image_present`, the classes of the whole image; 0: there is none.
+    """
     return [
+        *([present_classes(image_classes, IMAGE_PRESENT)] if image_classes else []),
         random_resize(data.base_size, data.scale_range),
         random_crop(data.crop_size, data.max_class_share),
         random_flip(data.flip),
@@ -94,17 +124,22 @@ def create_train_batches(
     pad_pixel: tuple[int, int, int] = MEAN_PIXEL,
     items: Sequence[Item] | None = None,
     bad: BadSamples | None = None,
+    columns: Sequence[str] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Augmented batches of this rank: num_samples samples after the first_sample ones that it has taken already.
 
     Both counts are per rank. Yields image (B, 3, H, W) uint8, label (B, H, W) int32, valid (B, H, W) uint8, present
-    (B, max_classes) int32 and item (B,) int32, the index in `items` (None: the items of data.train_split) of what each
-    sample was made of. Missing data and wrong settings raise here, bad files while iterating, unless `bad` notes them.
+    (B, max_classes) int32, image_present (B, K) int32 where `columns` names it, and item (B,) int32, the index in
+    `items` (None: the items of data.train_split) of what each sample was made of. Missing data and wrong settings raise
+    here, bad files while iterating, unless `bad` notes them.
     """
+    classes = load_classes(data)
     stream = SampleStream(
         items=load_items(data, data.train_split) if items is None else items,
-        table=load_classes(data).table,
-        transforms=train_transforms(data, max_classes, pad_pixel),
+        table=classes.table,
+        transforms=train_transforms(
+            data, max_classes, pad_pixel, len(classes) if IMAGE_PRESENT in columns else 0
+        ),
         seed=seed,
         length=num_samples,
         rank=rank,

@@ -115,7 +115,7 @@ def draw_scribbles(text: str, width: int) -> tuple[np.ndarray, tuple[int, int]]:
     """The strokes of a ScribbleSup file as classes (H, W), 255 elsewhere, and the size (H, W) that the file states.
 
     A polygon is an open line, drawn `width` pixels wide with round ends; later ones go over earlier ones.
-    Raises ValueError for other tags, strokes without points and texts that are no such file.
+    Raises ValueError for other tags, strokes without points or outside the image and texts that are no such file.
     """
     try:
         tree = ElementTree.fromstring(text)
@@ -133,6 +133,12 @@ def draw_scribbles(text: str, width: int) -> tuple[np.ndarray, tuple[int, int]]:
             raise ValueError(f"unknown tag {tag!r}; known: {', '.join((*SCRIBBLE_TAGS, *VOC_SPELLINGS))}")
         if not points:
             raise ValueError(f"a stroke of {tag!r} has no points")
+        outside = [(x, y) for x, y in points if not (0 <= x <= size[1] and 0 <= y <= size[0])]
+        if outside:  # x = W and y = H are clicks on the edge
+            raise ValueError(
+                f"a stroke of {tag!r} goes through {outside[0]} (x, y), outside the image of {size[0]} x {size[1]} "
+                "(height x width); it belongs to another image"
+            )
         for start, end in zip(points, [*points[1:], points[-1]], strict=True):
             draw_segment(values, start, end, width, SCRIBBLE_TAGS.index(name))
     return values, size

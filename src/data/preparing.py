@@ -137,7 +137,8 @@ def write_mask(target: Path, values: np.ndarray, palette: Sequence[Colour], dige
     if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
         raise ValueError(f"{target}: a mask has two axes and values 0..255, not {values.shape} and {values.max()}")
     image = Image.fromarray(values.astype(np.uint8))
-    image.putpalette([part for colour in palette for part in colour])
+    # All 256 entries: with 16 or fewer pillow would store 4 bits a pixel, and 255 would become 15.
+    image.putpalette([part for colour in palette for part in colour] + [0] * (3 * (256 - len(palette))))
     facts = PngInfo()
     facts.add_text(DIGEST_KEY, digest)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".new", delete=False) as new:

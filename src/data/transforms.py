@@ -176,8 +176,8 @@ def pad(
     return apply
 
 
-def present_classes(max_classes: int) -> Transform:
-    """Adds `present` (max_classes,) int32: ids of the classes in the label, ascending, then -1.
+def present_classes(max_classes: int, column: str = "present") -> Transform:
+    """Adds a column (max_classes,) int32: ids of the classes in the label, ascending, then -1.
 
     The class that a sample asks for is among them even where the crop has lost it.
     Raises ValueError where there are more classes than that.
@@ -192,7 +192,7 @@ def present_classes(max_classes: int) -> Transform:
             )
         present = np.full(max_classes, -1, np.int32)
         present[: len(ids)] = ids
-        return {**sample, "present": present}
+        return {**sample, column: present}
 
-    apply.columns = ("present",)
+    apply.columns = (column,)
     return apply

@@ -33,10 +33,10 @@ def examine(config: Config, splits: Sequence[str], console: Console) -> tuple[li
         found += missing
         with progress(len(items), f"split {split}", console=console) as advance:
             censuses.append(take_census(split, items, classes.table, advance=advance))
+    found += values.findings(censuses, classes, table_file(config.data))  # first: one remedy may mend all the files
     for census in censuses:
         found += broken.findings(census)
         found += balance.findings(census, classes, training=census.split == config.data.train_split)
-    found += values.findings(censuses, classes, table_file(config.data))
     found += duplicates.findings(censuses)
     found += settings.findings(censuses, config, classes)
     return found, describe(censuses, classes, time.monotonic() - start)
@@ -88,7 +88,7 @@ def check_first(data: DataConfig, classes: Classes, splits: dict[str, Sequence[I
     conventions = values.findings(censuses, classes, table_file(data), complete=False)
     if not errors(found):  # files that are left out as asked say nothing of the others
         conventions = [Finding(f.code, WARNING, f.text, f.where, f.mend) for f in conventions]
-    found += conventions
+    found = [*conventions, *found]
     if errors(found):
         listed = "\n".join(f"- {f.text}\n    {f.mend}" for f in errors(found))
         raise ValueError(

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from src.config import Config, load_config
 from src.engine.checkpoint_files import STATE, newest_good
-from src.engine.run_folder import CONFIG, flatten, refuse_other_settings
+from src.engine.run_folder import CONFIG, changes, flatten, refuse_other_settings
 from src.log import read_metrics
 
 OWN = {"name": "it is made from the row and the seed", "output_dir": "use --output", "seed": "use --seeds"}
@@ -202,10 +202,8 @@ def refuse_changes(run: Path, config_text: str, finished: bool) -> None:
     refuse_other_settings(run, old_text, config_text)
     if not finished:
         return
-    old, new = (flatten(YAML(typ="safe").load(text)["eval"]) for text in (old_text, config_text))
-    changed = [
-        f"eval.{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in sorted(new) if old.get(key) != new[key]
-    ]
+    old, new = (flatten(YAML(typ="safe").load(text)) for text in (old_text, config_text))
+    changed = changes(old, new, [key for key in new if key.startswith("eval.")])
     if changed:
         raise ValueError(
             f"{run} has finished, and was evaluated with other settings; use eval.py for these, or another --output:"
@@ -217,7 +215,7 @@ def read_result(run: Path, config: Config, classes: Sequence[str]) -> dict | Non
     """Scores and speed of a run that has done all its steps; None where it has not.
 
     The scores are those of the evaluation after the last step. seconds_per_step and waiting (share of the time spent
-    waiting for data, 0 to 1) are medians over the logged windows without the first, in which the step is compiled.
+    waiting for data, 0 to 1) are medians over the logged windows without the first, in which caches fill.
     Raises ValueError where the run has finished and its log does not hold that evaluation.
     """
     steps = config.train.steps

@@ -33,7 +33,7 @@ class GradientNorms(nn.Cell):
         self.set_train()
 
     def forward(self, noise, counts, *columns):
-        return self.step_cell.forward(noise, counts, *columns)
+        return self.step_cell.forward(1.0, noise, counts, *columns)
 
     def construct(self, noise, counts, *columns):
         """noise (b, n), counts (3,) of the global batch, the batch's columns -> (terms, norms), tuples of scalars."""

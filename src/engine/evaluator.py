@@ -1,9 +1,7 @@
 """Scores of a predictor on a data set; used while training, by eval.py and for an exported model alike."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -58,12 +56,12 @@ def evaluate(
 
 def read_ahead(samples: Sequence) -> Iterator[Any]:
     """The samples in their order; while one is worked on, the next one is read."""
-    numbers = iter(range(len(samples)))
     with ThreadPoolExecutor(1) as pool:
-        ahead = deque(pool.submit(samples.__getitem__, i) for i in islice(numbers, 1))
-        while ahead:
-            sample = ahead.popleft().result()
-            ahead.extend(pool.submit(samples.__getitem__, i) for i in islice(numbers, 1))
+        ahead = pool.submit(samples.__getitem__, 0) if len(samples) else None
+        for i in range(1, len(samples) + 1):
+            sample = ahead.result()
+            if i < len(samples):
+                ahead = pool.submit(samples.__getitem__, i)
             yield sample
 
 

@@ -95,6 +95,7 @@ class AdamW(nn.Cell):
         self.parameters = ParameterTuple(parameters)
         self.moments = self.parameters.clone("adam_m", "zeros")
         self.squares = self.parameters.clone("adam_v", "zeros")
+        self.averages = ()  # see Averaged
         self.decays, self.multipliers = tuple(map(float, decays)), tuple(map(float, multipliers))
         self.betas, self.epsilon = betas, epsilon
         self.update = ops.AdamWeightDecay()
@@ -120,6 +121,7 @@ class SGD(nn.Cell):
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
         self.velocities = self.parameters.clone("velocity", "zeros")
+        self.averages = ()  # see Averaged
         self.decays, self.multipliers = tuple(map(float, decays)), tuple(map(float, multipliers))
         self.momentum = momentum
         self.map = ops.HyperMap()

@@ -1,18 +1,31 @@
-"""What a training is about to do, told before its first step; it is refused where its checkpoints will not fit."""
+"""What a training is about to do and how long it will take, told before its first step.
+
+It is refused where its checkpoints will not fit on the disk.
+"""
 
 import errno
+import math
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from statistics import median
 
+import mindspore as ms
 from mindspore import nn
 from rich.table import Table
 
 from src.config import OptimizerConfig
 from src.engine.checkpoint import FOLDER, checkpoint_size
-from src.engine.recent_steps import format_bytes
-from src.engine.trainer import Loop
-from src.log import get_console
+from src.engine.recent_steps import format_bytes, format_memory
+from src.engine.timing import peak_memory
+from src.engine.trainer import Loop, Parts, read_group, take_step
+from src.log import format_seconds, get_console
+
+REHEARSALS = 3  # timed steps before the first
 
 
 def tell_plan(
@@ -64,3 +77,35 @@ def create_table(loop: Loop, settings: OptimizerConfig, peak: float, items: int,
     table.add_row("learning rate", rate + (f", {settings.warmup_steps} steps of warm-up" * (settings.warmup_steps > 0)))
     table.add_row("parameters", f"{parameters:,} trained")
     return table
+
+
+def rehearse(loop: Loop, parts: Parts, state: dict, cache: AbstractContextManager, evaluation: float) -> Parts:
+    """Compiles the training step, times it and says how long the run will take; returns the parts to train with.
+
+    The rehearsals work on the data of the first step and update nothing. state: of the checkpoint, {} if new; cache:
+    what the compilation runs in; evaluation: seconds of one, about. A run with no step left is not rehearsed.
+    """
+    if loop.first_step == loop.steps:
+        return parts
+    group = read_group(loop, parts, loop.first_step)
+    get_console().print("the training step is compiled: half a minute for small networks")
+    with cache:
+        take_step(loop, parts, state, loop.first_step, group, math.nan)
+    seconds = []
+    for _ in range(REHEARSALS):
+        start = time.perf_counter()
+        take_step(loop, parts, state, loop.first_step, group, math.nan)
+        seconds.append(time.perf_counter() - start)
+    get_console().print(forecast(loop, median(seconds), evaluation), markup=False, soft_wrap=True)
+    return replace(parts, batches=chain(group, parts.batches))
+
+
+def forecast(loop: Loop, step: float, evaluation: float) -> str:
+    """How long a run will take. step, evaluation: seconds of one; of an evaluation as far as a single image tells."""
+    steps = loop.steps - loop.first_step
+    evaluations = sum(map(loop.evaluates, range(loop.first_step + 1, loop.steps + 1)))
+    memory = format_memory(peak_memory(), ms.runtime.max_memory_allocated())
+    return (
+        f"about {format_seconds(steps * step + evaluations * evaluation)} to go: {steps} steps of {step:.3g} s and "
+        f"{evaluations} evaluation{'s' * (evaluations != 1)} of {evaluation:.3g} s; at most so far: {memory}"
+    )

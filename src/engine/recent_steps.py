@@ -3,25 +3,21 @@
 import math
 import time
 from collections import deque
-from statistics import fmean, median
+from statistics import fmean
 
 import mindspore as ms
 import psutil
 
-from src.engine.timing import peak_memory
 from src.engine.train_step import StepResult
-from src.log import format_seconds
 
 WINDOW = 20  # steps
-MEASURED = 3  # steps after the first, for a forecast
 LOOK_EVERY = 1.0  # seconds between looks at memory, which gathers figures of the whole process
 
 
 class RecentSteps:
     """Loss terms, images a second and the share of time spent waiting for data over the last WINDOW steps.
 
-    The first step of a start is left out of both times: it is compiled. All values are on the host already, so telling
-    of them makes no device wait.
+    All values are on the host already, so telling of them makes no device wait.
 
     Args:
         images: of one step, over all devices.
@@ -31,25 +27,12 @@ class RecentSteps:
         self.images = images
         self.terms: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.times: deque[tuple[float, float]] = deque(maxlen=WINDOW)
-        self.steps = 0
         self.memory, self.looked = "", -math.inf
 
     def add(self, result: StepResult, seconds: float, waiting: float) -> None:
         """A step has ended. seconds: of the whole step; waiting: of it, for data."""
         self.terms.append(result.terms)
-        if self.steps > 0:
-            self.times.append((seconds, waiting))
-        self.steps += 1
-
-    @property
-    def timed(self) -> int:
-        """How many steps of this start were timed."""
-        return max(self.steps - 1, 0)
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of each of the last steps that were timed."""
-        return [seconds for seconds, _ in self.times]
+        self.times.append((seconds, waiting))
 
     def text(self, rate: float) -> str:
         """One line; rate: learning rate of the last step."""
@@ -57,11 +40,9 @@ class RecentSteps:
         parts = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
         total = f"loss {sum(terms.values()):.3f}"
         facts = [f"{total} ({parts})" if len(terms) > 1 else total, f"lr {rate:.1e}"]
-        seconds = sum(self.seconds)
-        if seconds > 0:
-            waiting = sum(waiting for _, waiting in self.times)
-            speed = len(self.times) * self.images / seconds
-            facts += [f"{speed:.{3 if speed < 1 else 1}f} images/s", f"waiting for data {waiting / seconds:.1%}"]
+        seconds, waiting = (sum(times) for times in zip(*self.times, strict=True))
+        speed = len(self.times) * self.images / seconds
+        facts += [f"{speed:.{3 if speed < 1 else 1}f} images/s", f"waiting for data {waiting / seconds:.1%}"]
         if time.monotonic() - self.looked > LOOK_EVERY:
             self.memory = format_memory(psutil.Process().memory_info().rss, ms.runtime.memory_allocated())
             self.looked = time.monotonic()
@@ -87,13 +68,3 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
-
-
-def forecast(steps: int, evaluations: int, recent: RecentSteps, evaluation: float) -> str:
-    """How long so many steps and evaluations will take. evaluation: seconds of one, as far as a single image tells."""
-    step = median(recent.seconds)
-    memory = format_memory(peak_memory(), ms.runtime.max_memory_allocated())
-    return (
-        f"about {format_seconds(steps * step + evaluations * evaluation)} to go: {steps} steps of {step:.3g} s and "
-        f"{evaluations} evaluation{'s' * (evaluations != 1)} of {evaluation:.3g} s; at most so far: {memory}"
-    )

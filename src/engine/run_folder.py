@@ -1,6 +1,8 @@
 """The folder of a run: output_dir/name, which holds everything that the run writes."""
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -40,16 +42,21 @@ def open_run(output_dir: str, name: str, config_text: str, create: bool = True) 
 def refuse_other_settings(run: Path, old_text: str, new_text: str) -> None:
     """Raises ValueError that lists the settings in which the run in a folder differs from the one to go on with."""
     old, new = flatten(YAML(typ="safe").load(old_text)), flatten(YAML(typ="safe").load(new_text))
-    changed = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(FREE)
-    ]
+    changed = changes(old, new, [key for key in old.keys() | new.keys() if not key.startswith(FREE)])
     if changed:
         raise ValueError(
             f"{run} holds a run with other settings; give this one another name=..., or remove that folder:\n  "
             + "\n  ".join(changed)
         )
+
+
+def changes(old: dict, new: dict, keys: Iterable[str]) -> list[str]:
+    """One line for each of these dotted keys whose value differs, with both values as YAML has them."""
+    return [
+        f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} now"
+        for key in sorted(keys)
+        if old.get(key) != new.get(key)
+    ]
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

@@ -19,6 +19,7 @@ class StepMeans:
 
     def __init__(self, images: int, pending: dict | None = None) -> None:
         self.images = images
+        self.began = self.last_seconds = self.last_waiting = 0.0
         self.reset()
         if pending is not None:
             self.__dict__.update(pending)

@@ -87,43 +87,42 @@ class TrainStep(nn.Cell):
         inputs = self.optimizer.inputs(updates, rate)
         return np.append(inputs, np.float32(loss_scale)) if self.scaled else inputs
 
-    def forward(self, noise, counts, *columns):
-        """Total loss, times a scale that may follow the counts, and its terms, in the order of loss.terms."""
+    def forward(self, factor, noise, counts, *columns):
+        """Total loss times a factor, and its terms, in the order of loss.terms; counts (3,)."""
         batch = {}
         for i in range(len(self.columns)):
             batch[self.columns[i]] = columns[i]
         terms = self.loss(self.network(batch["image"], noise), batch, counts)
-        total = add_up(terms)
-        return total * counts[3] if counts.shape[0] > 3 else total, terms
+        return factor * add_up(terms), terms
 
     def construct(self, inputs, last, noise, counts, *columns):
         """One micro-batch.
 
         inputs: the optimiser's numbers of the step, and the scale of the loss if there is one; last: bool scalar,
         whether this micro-batch ends the step; noise (b, n); counts (4,): the loss's three of the local share of the
-        global batch, then 1.0 where this device was asked to stop. Returns (terms of this micro-batch over all devices;
-        gradient norm before clipping, not finite where nothing was updated, 0 unless last; how many devices were asked
-        to stop).
+        global batch, then 1.0 where this device was asked to stop, or NaN for a rehearsal, a step that updates nothing.
+        Returns (terms of this micro-batch over all devices; gradient norm before clipping, not finite where nothing was
+        updated, 0 unless last; how many devices were asked to stop).
         """
         if self.world_size > 1:
             counts = self.all_reduce(counts)
-        divisors = ops.concat((counts[:3], inputs[-1:])) if self.scaled else counts[:3]
-        (_, terms), gradients = self.value_and_grad(noise, divisors, *columns)
+        factor = inputs[-1] if self.scaled else 1.0
+        (_, terms), gradients = self.value_and_grad(factor, noise, counts[:3], *columns)
         if self.world_size > 1:
             terms = self.map(self.all_reduce, terms)
         if self.accumulate == 1:
-            return terms, self.apply(gradients, add_up(terms), inputs), counts[3]
+            return terms, self.apply(gradients, add_up(terms), counts[3], inputs), counts[3]
         norm = ops.zeros((), ms.float32)
         norm = ops.depend(norm, self.map(add_to, self.sums, gradients))
         norm = ops.depend(norm, ops.assign_add(self.loss_sum, add_up(terms)))
         if last:
-            norm = self.apply(self.sums, self.loss_sum, inputs)
+            norm = self.apply(self.sums, self.loss_sum, counts[3], inputs)
             norm = ops.depend(norm, self.map(clear, self.sums))
             norm = ops.depend(norm, ops.assign(self.loss_sum, ops.zeros_like(self.loss_sum)))
         return terms, norm, counts[3]
 
-    def apply(self, gradients, loss, inputs):
-        """Sums gradients over devices and, if they and the loss are finite, updates; returns the norm, see construct.
+    def apply(self, gradients, loss, stops, inputs):
+        """Sums gradients over devices and, if they, the loss and stops are finite, updates; returns the norm.
 
         The update is a branch of the graph: selecting old or new values would be one more pass over every parameter.
         """
@@ -133,6 +132,7 @@ class TrainStep(nn.Cell):
         if self.scaled:
             norm = norm / inputs[-1]
         norm = ops.select(ops.isfinite(loss), norm, loss)
+        norm = ops.select(ops.isfinite(stops), norm, stops)
         if ops.isfinite(norm):
             norm = ops.depend(norm, self.update(gradients, norm, inputs))
         elif self.has_statistics:
@@ -190,12 +190,12 @@ class StepResult(NamedTuple):
 
 
 def run_step(
-    step_cell: TrainStep, inputs: np.ndarray, noise: np.ndarray, batches: list, counts: np.ndarray, stop: bool = False
+    step_cell: TrainStep, inputs: np.ndarray, noise: np.ndarray, batches: list, counts: np.ndarray, stop: float = 0.0
 ) -> StepResult:
     """Runs the micro-batches of one optimiser step.
 
-    noise (accumulate, b, n); batches: a dict of arrays per micro-batch; counts (3,) over all of them; stop: whether
-    this device was asked to stop.
+    noise (accumulate, b, n); batches: a dict of arrays per micro-batch; counts (3,) over all of them; stop: 1.0 where
+    this device was asked to stop, NaN for a rehearsal.
     """
     totals: dict[str, float] = {}
     counts = np.append(counts, stop).astype(np.float32)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from src.distributed import sum_counts
 from src.engine.autopsy import write_autopsy
 from src.engine.checkpoint import save_checkpoint
 from src.engine.precision import LOSS_SCALE, carry_scale, next_scale, overflowed
-from src.engine.recent_steps import MEASURED, RecentSteps, forecast
+from src.engine.recent_steps import RecentSteps
 from src.engine.run_logs import Logs
 from src.engine.step_means import StepMeans
 from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import StepResult, TrainStep, draw_noise, run_step
 from src.log import get_console, progress
 
+PROGRESS = "progress"  # key of a batch: share (1,) of the steps that are done, for losses with a schedule
 # Keys of a checkpoint's state, besides step, miou, best_miou and best_step:
 SKIPPED, BAD_STEPS = "skipped", "bad_steps"  # steps that updated nothing: of the whole run, in a row up to now
 EVALUATION_DUE = "evaluation_due"  # true where the run was stopped before, or in, the evaluation of the step
@@ -61,10 +61,9 @@ class Parts:
     """What the loop works with.
 
     rates (steps,): learning rates; count: micro-batches -> counts (3,) for the loss; evaluate: summary of the
-    evaluation split with the network's present weights, None where it was given up; cache: what the first step, which
-    compiles, runs in; stop: asks the run to end; items: of the training split, each with a `name`; bad: notes those
-    that cannot be read (see data/bad_samples.py), None where they are errors; evaluation_seconds: of an evaluation,
-    about.
+    evaluation split with the network's present weights, None where it was given up; stop: asks the run to end; items:
+    of the training split, each with a `name`; bad: notes those that cannot be read (see data/bad_samples.py), None
+    where they are errors.
     """
 
     network: nn.Cell
@@ -73,11 +72,9 @@ class Parts:
     batches: Iterator[dict]
     count: Callable[[list[dict]], np.ndarray]
     evaluate: Callable[[], dict | None]
-    cache: AbstractContextManager
     stop: StopSignals
     items: Sequence
     bad: Any = None
-    evaluation_seconds: float = 0.0
 
 
 def fit(loop: Loop, parts: Parts, state: dict) -> dict:
@@ -99,18 +96,15 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
     with progress(loop.steps, "train", completed=loop.first_step, disable=loop.rank != 0) as advance:
         for step in range(loop.first_step, loop.steps):
             means.start()
-            group = [next(parts.batches) for _ in range(loop.accumulate)]
+            group = read_group(loop, parts, step)
             means.data_ready()
-            with first_of_run(loop, parts, step):
-                result = take_step(loop, parts, state, step, group)
+            result = take_step(loop, parts, state, step, group, parts.stop.asked())
             means.add(result)
             state = {**state, "step": step + 1, **count_bad_steps(state, result)}
             if state[BAD_STEPS]:
                 judge_bad_step(loop, parts, state, result, group)
             recent.add(result, means.last_seconds, means.last_waiting)
             advance(text=recent.text(parts.rates[step]))
-            if recent.timed == MEASURED and step + 1 < loop.steps:
-                tell_forecast(loop, parts, step + 1, recent)
             if logs and ((step + 1) % loop.log_every == 0 or step + 1 == loop.steps):
                 record = {"kind": "train", "step": step + 1, "lr": float(parts.rates[step]), **means.read()}
                 scale = {LOSS_SCALE: state[LOSS_SCALE]} if LOSS_SCALE in state else {}
@@ -122,31 +116,22 @@ def fit(loop: Loop, parts: Parts, state: dict) -> dict:
     return state
 
 
+def read_group(loop: Loop, parts: Parts, step: int) -> list[dict]:
+    """The micro-batches of a step, with the run's progress."""
+    progress_now = {PROGRESS: np.array([step / loop.steps], np.float32)}
+    return [{**next(parts.batches), **progress_now} for _ in range(loop.accumulate)]
+
+
 def open_logs(loop: Loop, state: dict) -> Logs:
     """The files that rank 0 writes line by line, up to the step to go on from."""
     return Logs(loop.run, loop.first_step, EVALUATION_DUE not in state, loop.classes["names"])
 
 
-def tell_forecast(loop: Loop, parts: Parts, step: int, recent: RecentSteps) -> None:
-    """Says how long the run will take from a step on."""
-    evaluations = sum(map(loop.evaluates, range(step, loop.steps + 1)))
-    text = forecast(loop.steps - step, evaluations, recent, parts.evaluation_seconds)
-    get_console().print(text, markup=False, soft_wrap=True)
-
-
-def first_of_run(loop: Loop, parts: Parts, step: int) -> AbstractContextManager:
-    """What a step runs in: the cache for the one that compiles."""
-    if step > loop.first_step:
-        return nullcontext()
-    get_console().print("the first step is compiled: half a minute for small networks")
-    return parts.cache
-
-
-def take_step(loop: Loop, parts: Parts, state: dict, step: int, group: list[dict]) -> StepResult:
-    """Draws the noise of a step and runs it."""
+def take_step(loop: Loop, parts: Parts, state: dict, step: int, group: list[dict], stop: float) -> StepResult:
+    """Draws the noise of a step and runs it; stop: see `run_step`."""
     inputs = parts.step_cell.inputs(step - state.get(SKIPPED, 0), parts.rates[step], state.get(LOSS_SCALE, 1.0))
     noise = noise_of(loop, parts, step)
-    return run_step(parts.step_cell, inputs, noise, group, parts.count(group), parts.stop.asked())
+    return run_step(parts.step_cell, inputs, noise, group, parts.count(group), stop)
 
 
 def noise_of(loop: Loop, parts: Parts, step: int) -> np.ndarray:

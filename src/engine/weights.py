@@ -43,16 +43,14 @@ def parameters_of(cell: nn.Cell) -> dict[str, np.ndarray]:
 
 def weights_in_use(network: nn.Cell, optimizer: nn.Cell) -> dict[str, np.ndarray]:
     """The weights of a network in training to evaluate and to keep: the averages where its optimiser has some."""
-    averages = getattr(optimizer, "averages", ())
-    trained = optimizer.parameters if len(averages) else ()
-    averaged = {p.name: average.asnumpy() for p, average in zip(trained, averages, strict=True)}
+    pairs = zip(optimizer.parameters, optimizer.averages, strict=False)  # no averages, no pairs
+    averaged = {p.name: average.asnumpy() for p, average in pairs}
     return parameters_of(network) | averaged
 
 
 def begin_averages(optimizer: nn.Cell) -> None:
     """Makes the averages that an optimiser may keep equal to the present weights."""
-    averages = getattr(optimizer, "averages", ())
-    for parameter, average in zip(optimizer.parameters, averages, strict=False):
+    for parameter, average in zip(optimizer.parameters, optimizer.averages, strict=False):
         average.set_data(ms.Tensor(parameter.asnumpy()))
 
 
@@ -71,7 +69,9 @@ def weights_file(path: str | Path) -> Path:
             if not named or (file.name == WEIGHTS and (file.parent / MARKER).exists()):
                 require_undamaged(file)
             return file
-    raise FileNotFoundError(f"no weights at {path}; looked for {', '.join(map(str, candidates))}")
+    broken = [link for link in links if link.is_symlink() and not link.exists()]
+    gone = "".join(f"; {link} points at {link.readlink()}, which is gone" for link in broken)
+    raise FileNotFoundError(f"no weights at {path}; looked for {', '.join(map(str, candidates))}{gone}")
 
 
 def require_undamaged(file: Path) -> None:

@@ -1,11 +1,12 @@
 """Losses by name, from their part of the configuration.
 
 A loss is a Cell `construct(outputs, batch, counts) -> terms`: a tuple of float32 scalars, already weighted, whose sum
-is differentiated; `loss.terms` names them, and `loss.needs` the keys of outputs that it reads. (Graph mode
-differentiates tuples reliably, dicts not.) counts (3,) float32 are those of `batch_counts`, added up over the whole
-global batch.
+is differentiated; `loss.terms` names them, `loss.needs` the keys of outputs that it reads, and `loss.columns`, where it
+has them, what it reads of the batch beyond what every batch has. (Graph mode differentiates tuples reliably, dicts
+not.) counts (3,) float32 are those of `batch_counts`, added up over the whole global batch.
 """
 
+from functools import partial
 from typing import Any
 
 from mindspore import nn
@@ -16,8 +17,11 @@ from src.losses.alignment import AlignmentLoss
 from src.losses.alignseg import AlignSegLoss
 from src.losses.class_mask import ClassMaskLoss
 from src.losses.class_tokens import ClassTokenLoss
+from src.losses.consistency import ConsistencyLoss
 from src.losses.counts import batch_counts
 from src.losses.cross_entropy import CrossEntropyLoss
+from src.losses.dfr import DFRLoss, PartialCrossEntropyLoss
+from src.losses.regulariser import Regulariser
 
 __all__ = ["LOSSES", "batch_counts", "check_outputs", "create_loss"]
 
@@ -27,7 +31,10 @@ LOSSES = {
     "class_tokens": ClassTokenLoss,
     "alignseg": AlignSegLoss,
     "alignment": AlignmentLoss,
+    "partial_cross_entropy": PartialCrossEntropyLoss,
+    "dfr": DFRLoss,
 }
+DFR_PARTS = {"regulariser": Regulariser, "consistency": ConsistencyLoss}
 
 
 def create_loss(loss: dict[str, Any], num_classes: int) -> nn.Cell:
@@ -37,6 +44,13 @@ def create_loss(loss: dict[str, Any], num_classes: int) -> nn.Cell:
     """
     builder = lookup(LOSSES, loss["name"], "loss")
     options = {key: value for key, value in loss.items() if key != "name"}
+    if builder is DFRLoss:  # made of parts that have options of their own
+        base = create_loss(options.get("base", {"name": "partial_cross_entropy"}), num_classes)
+        parts = {
+            key: construct(f"loss.{key}", part, options.get(key, {}), num_classes) for key, part in DFR_PARTS.items()
+        }
+        builder = partial(builder, base=base, **parts)
+        options = {key: value for key, value in options.items() if key not in ("base", *parts)}
     return construct(f"loss ({loss['name']})", builder, options, num_classes)
 
 

@@ -1,5 +1,7 @@
 """Networks by name, from their part of the configuration."""
 
+from typing import Any
+
 from src.config import ModelConfig, lookup
 from src.config_options import construct
 from src.models.backbones.drn import DRN, drn_d_105
@@ -8,12 +10,14 @@ from src.models.backbones.resnet import ResNet, resnet_18, resnet_50, resnet_101
 from src.models.backbones.swin import SwinTransformer, swin_base, swin_large, swin_small, swin_tiny
 from src.models.backbones.vit import VisionTransformer, vit_base, vit_large, vit_small, vit_tiny
 from src.models.heads.alignseg import AlignSegHead
+from src.models.heads.consistency import ConsistencyHead
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.fcn import FCNHead
 from src.models.heads.pixel_encoders import PyramidPoolingHead, ReassembleHead
 from src.models.heads.segvit import SegViTHead
 from src.models.heads.text import PixelTextHead
 from src.models.heads.text_ecenet import text_ecenet
+from src.models.heads.upernet import UperNetHead
 from src.models.segmentor import Segmentor
 
 BACKBONES = {
@@ -37,8 +41,11 @@ BACKBONES = {
     "drn_d_105": drn_d_105,
 }
 
-PIXEL_HEADS = {"ecenet": ECENetHead, "fcn": FCNHead, "segvit": SegViTHead, "alignseg": AlignSegHead}
-ENCODERS = {**PIXEL_HEADS, "reassemble": ReassembleHead, "pyramid_pooling": PyramidPoolingHead}
+
+def with_consistency(in_channels, grids, num_classes: int, *, main: dict[str, Any], **options) -> ConsistencyHead:
+    """The head that `main` describes, with a feature consistency head beside it."""
+    inner = build("model.head.main", HEADS, main, in_channels, grids, num_classes)
+    return ConsistencyHead(inner, in_channels, grids, **options)
 
 
 def pixel_text(in_channels, grids, num_classes, *, encoder: dict, width: int = 512, **kwargs) -> PixelTextHead:
@@ -49,7 +56,21 @@ def pixel_text(in_channels, grids, num_classes, *, encoder: dict, width: int = 5
     return PixelTextHead(pixels, num_classes, width, **kwargs)
 
 
-HEADS = {**PIXEL_HEADS, "pixel_text": pixel_text, "text_ecenet": text_ecenet}
+HEADS = {
+    "ecenet": ECENetHead,
+    "fcn": FCNHead,
+    "segvit": SegViTHead,
+    "alignseg": AlignSegHead,
+    "upernet": UperNetHead,
+    "consistency": with_consistency,
+    "pixel_text": pixel_text,
+    "text_ecenet": text_ecenet,
+}
+ENCODERS = {
+    **{name: HEADS[name] for name in ("ecenet", "fcn", "segvit", "alignseg", "upernet")},
+    "reassemble": ReassembleHead,
+    "pyramid_pooling": PyramidPoolingHead,
+}
 
 
 def create_model(model: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> Segmentor:

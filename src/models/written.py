@@ -69,6 +69,17 @@ class Gelu(nn.Cell):
         return self.with_factor(x)[0]
 
 
+def normal_share(x):
+    """Phi(x), the share of a normal distribution below x, of a tensor of any shape; see Gelu for its error."""
+    square = x * x
+    return ops.sigmoid(x * ((((P4 * square + P3) * square + P2) * square + P1) * square + P0))
+
+
+def normal_density(x):
+    """Derivative of Phi(x), of a tensor of any shape."""
+    return INVERSE_ROOT_2PI * ops.exp(-0.5 * (x * x))
+
+
 class GeluWithFactor(nn.Cell):
     """x Phi(x), and for the gradient Phi(x)."""
 
@@ -77,15 +88,12 @@ class GeluWithFactor(nn.Cell):
         self.depend = ops.Depend()
 
     def construct(self, x):
-        square = x * x
-        p = (((P4 * square + P3) * square + P2) * square + P1) * square + P0
-        factor = ops.sigmoid(x * p)
+        factor = normal_share(x)
         return x * factor, factor
 
     def bprop(self, x, out, dout):
         x = self.depend(x, dout[0])
-        density = INVERSE_ROOT_2PI * ops.exp(-0.5 * (x * x))
-        return (dout[0] * (out[1] + x * density),)
+        return (dout[0] * (out[1] + x * normal_density(x)),)
 
 
 class RecomputedMlp(nn.Cell):
@@ -99,17 +107,13 @@ class RecomputedMlp(nn.Cell):
 
     def construct(self, x, weight1, bias1, weight2, bias2):
         hidden = self.add(self.forward(x, weight1), bias1)
-        square = hidden * hidden
-        p = (((P4 * square + P3) * square + P2) * square + P1) * square + P0
-        return self.add(self.forward(hidden * ops.sigmoid(hidden * p), weight2), bias2)
+        return self.add(self.forward(hidden * normal_share(hidden), weight2), bias2)
 
     def bprop(self, x, weight1, bias1, weight2, bias2, out, dout):
         x = self.depend(x, dout)
         hidden = self.add(self.forward(x, weight1), bias1)
-        square = hidden * hidden
-        p = (((P4 * square + P3) * square + P2) * square + P1) * square + P0
-        factor = ops.sigmoid(hidden * p)
-        slope = factor + hidden * (INVERSE_ROOT_2PI * ops.exp(-0.5 * square))
+        factor = normal_share(hidden)
+        slope = factor + hidden * normal_density(hidden)
         dhidden = self.product(dout, weight2) * slope
         ones = ops.ones((1, dout.shape[0]), ms.float32)
         dbias1, dbias2 = self.product(ones, dhidden).reshape(bias1.shape), self.product(ones, dout).reshape(bias2.shape)
