@@ -1,26 +1,35 @@
 """Exports a checkpoint as a self-describing MindIR, and proves that it computes what the network computes.
 
-python export.py --config FILE --checkpoint PATH --output FILE.mindir [--kind labels|logits] [key=value ...]
+python export.py --config FILE --checkpoint PATH --output FILE.mindir [--kind labels|logits] [--classes NAME,...]
+                 [--fusion project] [key=value ...]
 python export.py --inspect FILE.mindir
 
 The model takes a raw uint8 BGR image (1, H, W, 3) of any size, as OpenCV decodes it, and returns the label map
-(1, H, W) uint8, or for kind logits float32 scores (1, K, H, W). The network inside has the size eval.size.
+(1, H, W) uint8, or for kind logits float32 scores (1, K, H, W). The network inside has the size eval.size. --classes:
+others than those of the training, for networks whose classes are told by text. With --fusion project the model takes
+eigenvectors of the image and their degrees, too, and scores are probabilities.
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
+from mindspore import Tensor, nn
 
 from src import cli, distributed
+from src.class_text import loader_of, read_names
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
 from src.data import load_classes
-from src.engine import weights
+from src.data.classes import Classes
 from src.engine.checkpoint_files import file_hash
 from src.engine.graphs import MindIR, call_graph, export_mindir, read_info
 from src.engine.predict_net import KINDS, PredictNet
+from src.fused_net import MORE_INPUTS, ProjectNet, draw_spectrum
 from src.models import create_model
+from src.spectral.fusion import describe
 
 TOLERANCE = 1e-3  # share of pixels that may be labelled otherwise, summed over the compared images
 
@@ -31,6 +40,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", metavar="PATH", help="folder of a checkpoint or run, .safetensors or .ckpt")
     parser.add_argument("--output", metavar="FILE.mindir", help="where to write the model")
     parser.add_argument("--kind", choices=KINDS, default="labels", help="what the model returns (default: labels)")
+    parser.add_argument("--classes", metavar="NAME,...", help="classes by name, for a network told by text")
+    parser.add_argument("--fusion", choices=("none", "project"), default="none", help="with eigensegments (none)")
     parser.add_argument("--inspect", metavar="FILE.mindir", help="print what a model says of itself, and stop")
     arguments = parser.parse_intermixed_args()
     if arguments.inspect:
@@ -49,15 +60,20 @@ def main() -> None:
         raise ValueError(f"--output {arguments.output}: the name must end in .mindir")
     output = cli.writable(arguments.output)
     distributed.setup(config.device.target, config.device.mode)
-    export(config, arguments.checkpoint, output, arguments.kind)
+    named = arguments.classes is not None
+    classes = read_names(arguments.classes) if named else load_classes(config.data)
+    file, fill = loader_of(config.model, arguments.checkpoint, classes.names, named)
+    build = partial(build_graph, config, len(classes), fill, arguments.kind, arguments.fusion)
+    export(config, classes, file, build, output, arguments.kind, arguments.fusion)
 
 
-def export(config: Config, source: str, output: Path, kind: str) -> None:
-    """Writes the model, loads it again and compares it with the network; raises RuntimeError where they disagree."""
-    classes = load_classes(config.data)
-    file = weights.weights_file(source)
-    weights.require_classes(file, classes.names)
-    build = partial(build_graph, config, len(classes), file, kind)
+def export(
+    config: Config, classes: Classes, file: Path, build: Callable[[], nn.Cell], output: Path, kind: str, fusion: str
+) -> None:
+    """Writes the model, loads it again and compares it with the network; raises RuntimeError where they disagree.
+
+    file: the network's weights; build: makes its graph.
+    """
     info = {
         "kind": kind, "size": json.dumps(config.eval.size), "classes": json.dumps(classes.names),
         "palette": json.dumps(classes.palette), "config": config_to_yaml(config), "weights": file.name,
@@ -65,8 +81,13 @@ def export(config: Config, source: str, output: Path, kind: str) -> None:
         "input": "uint8 BGR image (1, H, W, 3), any H and W",
         "output": "uint8 label map (1, H, W)" if kind == "labels" else "float32 logits (1, K, H, W)",
     }  # fmt: skip
-    export_mindir(build(), output, info)
-    share = compare(build(), MindIR(output), config.eval.size)
+    more = ()
+    if fusion != "none":
+        info |= {key: str(value) for key, value in describe(fusion).items()}
+        info |= {"more_inputs": json.dumps(list(MORE_INPUTS))}
+        more = tuple(Tensor(shape=[None] * axes, dtype=ms.float32) for axes in MORE_INPUTS.values())
+    export_mindir(build(), output, info, *more)
+    share = compare(build(), MindIR(output), config.eval.size, draw_spectrum() if more else ())
     if share > TOLERANCE:
         output.unlink()
         raise RuntimeError(
@@ -76,15 +97,20 @@ def export(config: Config, source: str, output: Path, kind: str) -> None:
     print(f"{output}: kind {kind}, network size {config.eval.size}; {share:.4%} of pixels differ from the network")
 
 
-def build_graph(config: Config, num_classes: int, file: Path, kind: str) -> PredictNet:
-    """The served graph of a weights file."""
+def build_graph(config: Config, num_classes: int, fill: Callable, kind: str, fusion: str) -> nn.Cell:
+    """The served graph, given its weights by `fill`."""
     network = create_model(config.model, num_classes, config.eval.size)
-    weights.load_weights(network, file)
+    fill(network)
+    if fusion == "project":
+        return ProjectNet(PredictNet(network, config.eval.size, "logits"), kind)
     return PredictNet(network, config.eval.size, kind)
 
 
-def compare(graph: PredictNet, model: MindIR, size: tuple[int, int]) -> float:
-    """Share of pixels that graph and exported model label differently, over images of three sizes."""
+def compare(graph: nn.Cell, model: MindIR, size: tuple[int, int], more: tuple[np.ndarray, ...] = ()) -> float:
+    """Share of pixels that graph and exported model label differently, over images of three sizes.
+
+    more: what both take besides the image.
+    """
     height, width = size
     rng = np.random.default_rng(0)
     differ = total = 0
@@ -93,9 +119,9 @@ def compare(graph: PredictNet, model: MindIR, size: tuple[int, int]) -> float:
         coarse = rng.integers(0, 256, (6, 8, 3), np.uint8)
         image = np.kron(coarse, np.ones((-(-shape[0] // 6), -(-shape[1] // 8), 1)))[: shape[0], : shape[1]]
         image = np.clip(image + rng.normal(0, 12, (*shape, 3)), 0, 255).astype(np.uint8)
-        ours = call_graph(graph, image)
+        ours = call_graph(graph, image, *more)
         ours = ours if graph.labels else ours.argmax(0)
-        differ += int((ours != model.labels(image)).sum())
+        differ += int((ours != model.labels(image, *more)).sum())
         total += ours.size
     return differ / total
 

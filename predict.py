@@ -3,6 +3,9 @@
 python predict.py --model FILE.mindir --input PATH... --output DIR
 python predict.py --config FILE --checkpoint PATH --input PATH... --output DIR [key=value ...]
 
+With --classes "road,sky,zebra crossing" a network whose classes are told by text (model.text) finds these instead of
+those that it was trained for; model.text.table=FILE takes them from another table.
+
 An input is an image or a folder, searched through with its sub-folders. NAME_labels.png holds class ids with the
 classes' colours as its palette, NAME_overlay.jpg the colours over the image, classes.json the names.
 """
@@ -16,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from src import cli, distributed
+from src.class_text import read_names
 from src.config import format_config, load_config_with_sources
 from src.data import load_classes
 from src.data.listing import SUFFIXES
@@ -31,6 +35,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", metavar="PATH", help="folder of a checkpoint or run, .safetensors or .ckpt")
     parser.add_argument("--input", nargs="+", metavar="PATH", help="images or folders of images")
     parser.add_argument("--output", metavar="DIR", help="folder for the results")
+    parser.add_argument("--classes", metavar="NAME,...", help="classes by name, with --config; see above")
     parser.add_argument("--device", default="CPU", choices=("CPU", "GPU", "Ascend"), help="with --model (default CPU)")
     arguments = parser.parse_intermixed_args()
     config = None
@@ -43,6 +48,8 @@ def main() -> None:
         parser.error(f"{arguments.overrides[0]!r}: settings need --config; a model carries its own")
     if bool(arguments.model) == bool(arguments.config or arguments.checkpoint):
         parser.error("give either --model, or --config and --checkpoint")
+    if arguments.classes and not config:
+        parser.error("--classes needs --config and --checkpoint: a model has the classes that it was exported with")
     if config and not arguments.checkpoint:
         parser.error("the following arguments are required: --checkpoint")
     if not (arguments.input and arguments.output):
@@ -52,7 +59,9 @@ def main() -> None:
     cli.writable(str(output / "classes.json"))
     if config:
         distributed.setup(config.device.target, config.device.mode)
-        predictor = from_checkpoint(config, load_classes(config.data), arguments.checkpoint)
+        named = arguments.classes is not None
+        classes = read_names(arguments.classes) if named else load_classes(config.data)
+        predictor = from_checkpoint(config, classes, arguments.checkpoint, named)
     else:
         distributed.setup(arguments.device, "graph")
         predictor = from_mindir(arguments.model)

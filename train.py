@@ -14,6 +14,7 @@ import mindspore as ms
 import numpy as np
 
 from src import cli, distributed
+from src.class_text import give_text
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
 from src.data import create_eval_samples, create_train_batches, load_classes, load_items
 from src.data.bad_samples import BadSamples
@@ -70,7 +71,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     """Checks everything that can be checked before the first step, then trains."""
     distributed.set_seed(config.seed)
     classes = load_classes(config.data)
-    network, half = create_network(config, len(classes), world_size)
+    network, half = create_network(config, classes.names, world_size)
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
     samples = create_eval_samples(config.data, rank, world_size)
@@ -121,9 +122,13 @@ def check_data(config: Config, classes, items, samples) -> None:
         require_fit(samples.sizes(), config.eval)
 
 
-def create_network(config: Config, num_classes: int, world_size: int):
-    """The network with fresh weights, its norms over all devices; and the type of its products, None for float32."""
-    network = create_model(config.model, num_classes, config.data.crop_size)
+def create_network(config: Config, names: tuple[str, ...], world_size: int):
+    """The network with fresh weights, its norms over all devices; and the type of its products, None for float32.
+
+    names: of the classes, whose text it is given where it is told by text.
+    """
+    network = create_model(config.model, len(names), config.data.crop_size)
+    give_text(network, config.model, names)
     synchronise_norms(network, world_size)
     if config.train.batch_size * world_size == 1 and has_batch_norm(network):
         get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")

@@ -64,6 +64,7 @@ class DataConfig(Settings):
     root: str | None = None
     train_split: Text = "train"
     val_split: Text = "val"
+    unseen: tuple[Text, ...] = ()  # classes left out: their pixels are ignored, the others are numbered anew
     crop_size: Size
     base_size: Edges | None = None  # what ratio 1.0 means; None: the image's own size
     scale_range: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)  # lowest and highest ratio
@@ -93,6 +94,16 @@ class DataConfig(Settings):
         return self
 
 
+class TextConfig(Settings):
+    """Class names as vectors, for the heads whose classes are told by text: pixel_text and text_ecenet."""
+
+    table: Text  # .npz of tools/encode_text.py or a public .npy: a path, or a file in $ECENET_DATA/clip_text_embeddings
+    names: dict[str, Text] = {}  # class of the data set: name in the table, where spellings and synonyms do not tell
+    rescale_norm: PositiveFloat | None = None  # length of every vector; null: as it is in the table
+    merges: Text | None = None  # CLIP's merge file, where `table` is its converted text encoder (.safetensors) instead
+    template: Text = "{}"  # prompt for that encoder, `{}` where the name goes: that of the table of the training
+
+
 class ModelConfig(Settings):
     """Network. `mean` and `std` are for RGB values 0 to 255."""
 
@@ -101,6 +112,7 @@ class ModelConfig(Settings):
     pretrained: str | None = None  # weights to start from: the backbone of a .safetensors or .ckpt file or a run
     # Take the head from `pretrained`, too, but for what depends on the classes, which starts fresh.
     reset_classifier: bool = False
+    text: TextConfig | None = None
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
 

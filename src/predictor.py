@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from src.class_text import loader_of
 from src.config import Config, EvalConfig
 from src.data.classes import Classes
-from src.engine import weights
 from src.engine.graphs import MindIR, NetworkLogits
 from src.engine.inference import predict_label
 from src.models import create_model
@@ -37,13 +37,13 @@ class Predictor:
         return cv2.addWeighted(image, 1.0 - opacity, self.colour(label), opacity, 0.0)
 
 
-def from_checkpoint(config: Config, classes: Classes, path: str | Path) -> Predictor:
-    """Predictor of a checkpoint (folder, run folder, .safetensors or .ckpt file) by the settings of `config.eval`."""
-    file = weights.weights_file(path)
-    weights.require_classes(file, classes.names)
-    make = NetworkLogits(
-        partial(create_model, config.model, len(classes)), partial(weights.load_weights, path=file)
-    )
+def from_checkpoint(config: Config, classes: Classes, path: str | Path, named: bool = False) -> Predictor:
+    """Predictor of a checkpoint (folder, run folder, .safetensors or .ckpt file) by the settings of `config.eval`.
+
+    named: the classes are given by name, see `class_text.loader_of`; else those that the weights were trained for.
+    """
+    file, fill = loader_of(config.model, path, classes.names, named)
+    make = NetworkLogits(partial(create_model, config.model, len(classes)), fill)
     make(config.eval.size)  # a file that does not fit is refused here
     predict = partial(predict_label, settings=config.eval, make=make, num_classes=len(classes))
     return Predictor(predict, classes.names, classes.palette, {"weights": str(file)})
@@ -55,6 +55,11 @@ def from_mindir(path: str | Path, settings: EvalConfig | None = None) -> Predict
     Raises ValueError for settings that this export cannot serve.
     """
     model = MindIR(path)
+    if model.more_inputs:
+        raise ValueError(
+            f"{path} takes {', '.join(model.more_inputs)} of every image besides its pixels; call it with MindSpore "
+            "(docs/sazs.md), or export it without --fusion"
+        )
     names, palette = model.names, model.palette
     plain = settings is None or (settings.mode == "resize" and not settings.flip and settings.scales == (1.0,))
     if plain and (settings is None or (settings.base_size is None and settings.size == model.size)):

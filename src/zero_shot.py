@@ -49,15 +49,19 @@ def mean_of_folds(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def generalised_scores(matrix: np.ndarray, unseen: Sequence[int]) -> dict[str, float | None]:
-    """Mean IoU of the `seen` and of the `unseen` classes, and `hiou`, their harmonic mean; from counts (K, K).
+    """`split_scores` of counts (K, K)."""
+    return split_scores(iou(matrix), unseen)
 
-    Classes that neither the labels nor the predictions hold are in no mean; None where nothing is left. hiou is 0
+
+def split_scores(overlaps: np.ndarray, unseen: Sequence[int]) -> dict[str, float | None]:
+    """Mean IoU of the `seen` and of the `unseen` classes, and `hiou`, their harmonic mean; from IoUs (K,).
+
+    Classes of NaN, which neither labels nor predictions hold, are in no mean; None where nothing is left. hiou is 0
     when both are. Raises ValueError for unseen ids that are no classes, or all of them.
     """
-    classes = set(range(len(matrix)))
+    classes = set(range(len(overlaps)))
     if not unseen or not set(unseen) < classes:
-        raise ValueError(f"unseen classes {sorted(unseen)}: need some, not all, of the ids 0 to {len(matrix) - 1}")
-    overlaps = iou(matrix)
+        raise ValueError(f"unseen classes {sorted(unseen)}: need some, not all, of the ids 0 to {len(overlaps) - 1}")
     seen, hidden = (_mean(overlaps[sorted(ids)]) for ids in (classes - set(unseen), set(unseen)))
     return {"seen": seen, "unseen": hidden, "hiou": harmonic_mean(seen, hidden)}
 

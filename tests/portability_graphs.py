@@ -45,9 +45,17 @@ CASES = {
     "swin-fcn-cpu": ("swin", "fcn", {}, "cross_entropy", {"name": "sgd"}, {}),
     "swin-segvit": ("swin", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "resnet-alignseg": ("resnet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
+    "drn-pixel_text-cpu": (
+        "drn", "pixel_text", {}, {"name": "alignment", "weights": {"shape": 0.3}}, {"name": "sgd"}, {},
+    ),
     "mobilenet-alignseg-cpu": ("mobilenet", "alignseg", {"norm": "sync_batch"}, "alignseg", {"name": "sgd"}, {}),
 }  # fmt: skip
 SLOW_CASES = {
+    "vit-pixel_text": (
+        "vit", "pixel_text", {"encoder": {"name": "pyramid_pooling", "norm": "group"}, "normalise": False},
+        {"name": "alignment", "protocol": "binary", "edge_operator": "sobel"}, {"name": "sgd"}, {},
+    ),
+    "vit-text_ecenet-cpu": ("vit", "text_ecenet", {}, "class_mask", {"name": "sgd"}, {}),
     "swin-ecenet": ("swin", "ecenet", {"norm": "sync_batch", "num_rounds": 1}, "class_mask", {"name": "sgd"}, {}),
     "vit-segvit-cpu": ("vit", "segvit", {}, "class_tokens", {"name": "sgd"}, {}),
     "vit-ecenet-pyr-step": (

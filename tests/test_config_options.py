@@ -77,8 +77,8 @@ def test_arguments_that_backbone_functions_forward(name):
     with pytest.raises(ValueError) as caught:
         build("model.backbone", BACKBONES, {"name": name, "drop_pat": 0.1, "drop_path": "x", "width": 3}, (32, 32))
     text = str(caught.value)
-    taken = "taps, drop_path, class_token, tap_norm" if name.startswith("vit") else "window, drop_path, mlp_ratio"
-    taken += ", recompute"
+    taken = "taps, depth, drop_path, class_token, readout, tap_norm, recompute, whole_depth"
+    taken = taken if name.startswith("vit") else "window, drop_path, mlp_ratio, recompute"
     place = f"- model.backbone ({name}):"
     assert text.splitlines()[:2] == ["3 errors in the options:", f"{place} drop_path is 'x', wanted float"]
     assert f"{place} unexpected argument 'drop_pat'; did you mean 'drop_path'? It takes {taken}" in text.splitlines()

@@ -24,6 +24,12 @@ TINY = {
     },
     "resnet": {"name": "resnet", "depths": [1, 1, 1, 1], "bottleneck": False, "stem": "plain7x7"},
     "mobilenet": {"name": "mobilenet", "repeats": [1, 1, 1, 1, 1, 1, 1]},
+    "drn": {"name": "drn", "depths": [1] * 8, "widths": [4] * 9},
+}  # fmt: skip
+WIDTHS = {  # options of the heads
+    "text_ecenet": {"channels": 8, "text_width": 16},
+    "pixel_text": {"encoder": {"name": "pyramid_pooling"}, "width": 16},
+    "consistency": {"channels": 8, "main": {"name": "upernet", "channels": 8}},
 }  # fmt: skip
 INFO = {
     "size": json.dumps(SIZE), "classes": json.dumps(list("abcde")), "palette": json.dumps([[i] * 3 for i in range(5)]),
@@ -31,12 +37,12 @@ INFO = {
 
 
 def build(backbone: str, head: str, kind: str) -> PredictNet:
-    options = {"main": {"name": "upernet", "channels": 8}} if head == "consistency" else {}
-    model = ModelConfig(backbone=TINY[backbone], head={"name": head, "channels": 8, **options})
+    model = ModelConfig(backbone=TINY[backbone], head={"name": head, **WIDTHS.get(head, {"channels": 8})})
     network = create_model(model, CLASSES, SIZE)
     randomise(network)
     for parameter in network.get_parameters():
-        if backbone in ("resnet", "mobilenet") and parameter.ndim == 4:  # many convolutions: they keep the size of maps
+        # Many convolutions: they keep the size of maps.
+        if backbone in ("resnet", "mobilenet", "drn") and parameter.ndim == 4:
             parameter.set_data(parameter / float(np.sqrt(parameter[0].size)))
     return PredictNet(network, SIZE, kind)
 

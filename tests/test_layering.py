@@ -35,7 +35,10 @@ ALLOWED = {
     ),
     "src.zero_shot": ("src.metrics",),
     "src.loading_speed": ("src.config", "src.data", "src.engine.timing", "src.log"),
-    "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models"),
+    "src.class_text": ("src.text", "src.config", "src.data.classes", "src.engine.weights", "src.models", "src.log"),
+    "src.fused": ("src.spectral", "src.zero_shot", "src.metrics", "src.engine.inference"),
+    "src.fused_net": ("src.engine.predict_net",),
+    "src.predictor": ("src.engine", "src.config", "src.data.classes", "src.models", "src.class_text"),
     **dict.fromkeys(CONFIG, CONFIG),
     **dict.fromkeys(NOTHING, ()),
 }

@@ -65,13 +65,14 @@ def union(graphs: dict, *kinds: str) -> set[str]:
 def test_every_backbone_family_and_head_has_a_case():
     families = {name.split("_")[0] for name in BACKBONES}
     assert {case[0] for case in CASES.values()} == families
-    assert {case[1] for case in CASES.values()} == set(HEADS)
+    assert {case[1] for case in (CASES | SLOW_CASES).values()} == set(HEADS)
 
 
 def test_graphs_are_the_whole_graphs(graphs):
     for case, found in graphs.items():
         transformer = case.startswith(("vit", "swin"))
-        layers = {"MatMul", "LayerNorm", "Softmax"} if transformer else {"Conv2D", "Gather"}
+        layers = {"MatMul", "LayerNorm", "Softmax"} if transformer else {"Conv2D"}
+        layers |= {"Gather"} if "alignseg" in case else set()
         assert {"ResizeBilinearV2", "Argmax", *layers} <= found["inference"], case
         if found["training"]:
             convolutions = set() if "segvit" in case else {"Conv2DBackpropFilter"}
@@ -115,6 +116,7 @@ def test_training_on_cpu_broadcasts_nothing_large(graphs):
     found = {case: graph["broadcasts"] for case, graph in graphs.items() if graph["training"]}
     assert {case: each for case, each in found.items() if case.endswith("-cpu")} == {
         "vit-ecenet-cpu": set(), "vit-consistency-cpu": set(), "swin-fcn-cpu": set(), "mobilenet-alignseg-cpu": set(),
+        "drn-pixel_text-cpu": set(),
     }  # fmt: skip
     assert found["vit-ecenet"] and found["swin-segvit"]  # those for Ascend and GPU do broadcast: the search finds them
 

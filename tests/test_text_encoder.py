@@ -10,6 +10,8 @@ from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 from scipy.special import expit, softmax
 
+from src.class_text import text_rows
+from src.config import TextConfig
 from src.engine.weights import assign, read_tensors, write_weights
 from src.models.conversion import convert
 from src.models.conversion_text import encoder_sizes
@@ -138,6 +140,12 @@ def test_the_tool_makes_a_table(tmp_path):
     assert not table.meta["normalised"] and table.meta["spelling"] == "natural"
     wanted = np.stack([reference(weights, [49406, *ids, 49407]) for ids in ([8658, 2175], [2368], [3326])])
     np.testing.assert_allclose(table.all_rows, wanted, atol=5e-5 * np.abs(wanted).max())
+    text = TextConfig(table=str(tmp_path / "w.safetensors"), merges=str(merges))  # a network's text without a table
+    np.testing.assert_array_equal(text_rows(text, ("cat", "dining table")), table.embeddings[::-1])
+    with pytest.raises(ValueError, match="needs CLIP's merge file, too: set model.text.merges"):
+        text_rows(TextConfig(table=text.table), ("cat",))
+    with pytest.raises(ValueError, match="model.text.template 'photo' needs one {}"):
+        text_rows(text.model_copy(update={"template": "photo"}), ("cat",))
     assert "needs one {}" in refuse("tools/encode_text.py", *common, "--classes", "cat", "--template", "photo")
     write_weights(tmp_path / "w.safetensors", {"head.x": np.ones(3, np.float32)}, {})
     assert "no converted text encoder" in refuse("tools/encode_text.py", *common, "--classes", "cat")

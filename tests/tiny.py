@@ -25,6 +25,7 @@ BACKBONES = {
              "drop_path": 0.3},
     "resnet": {"name": "resnet", "depths": [1, 1, 1, 1], "bottleneck": False, "stem": "plain7x7", "norm": "group"},
     "mobilenet": {"name": "mobilenet", "repeats": [1, 1, 1, 1, 1, 1, 1]},
+    "drn": {"name": "drn", "depths": [1] * 8, "widths": [4] * 9, "norm": "group"},
 }  # fmt: skip
 HEADS = {
     "ecenet": {"name": "ecenet", "channels": 16, "norm": "group", "dropout": 0.3},
@@ -33,6 +34,8 @@ HEADS = {
     "alignseg": {"name": "alignseg", "channels": 8, "norm": "group", "dropout": 0.3},
     "upernet": {"name": "upernet", "channels": 8, "auxiliary": 4, "norm": "group", "dropout": 0.3},
     "consistency": {"name": "consistency", "channels": 8, "main": {"name": "fcn", "channels": 8, "norm": "group"}},
+    "pixel_text": {"name": "pixel_text", "encoder": {"name": "reassemble"}, "width": 16},
+    "text_ecenet": {"name": "text_ecenet", "channels": 16, "norm": "group", "dropout": 0.3, "text_width": 16},
 }
 
 

@@ -33,6 +33,7 @@ import src  # noqa: E402, F401  (before MindSpore, whose log level it sets)
 
 # isort: split
 from src import cli, distributed  # noqa: E402
+from src.class_text import give_text  # noqa: E402
 from src.config import Config, config_to_yaml, load_config  # noqa: E402
 from src.data import create_eval_samples, load_classes, load_items  # noqa: E402
 from src.engine import ablation  # noqa: E402
@@ -182,6 +183,7 @@ def check(config: Config) -> dict:
     """
     classes = load_classes(config.data)
     network = create_model(config.model, len(classes), config.data.crop_size)
+    give_text(network, config.model, classes.names)
     check_outputs(network.head, create_loss(config.loss, len(classes)))
     if config.model.pretrained:
         load_pretrained(network, config.model.pretrained)

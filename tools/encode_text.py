@@ -5,23 +5,16 @@ import hashlib
 import sys
 from pathlib import Path
 
-import numpy as np
-from mindspore import Tensor
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from any folder
 
 from src import cli, distributed  # noqa: E402
+from src.class_text import encode, load_encoder  # noqa: E402
 from src.data.classes import TABLES, read_classes  # noqa: E402
-from src.engine.weights import assign, read_metadata, read_tensors, weights_file  # noqa: E402
-from src.log import progress  # noqa: E402
-from src.models.conversion_text import encoder_sizes  # noqa: E402
-from src.models.text_encoder import TextEncoder  # noqa: E402
+from src.engine.weights import weights_file  # noqa: E402
 from src.text.names import SPELLINGS, spell  # noqa: E402
-from src.text.tables import WIDTHS, TextTable, mean_of_templates, new_meta, write_table  # noqa: E402
+from src.text.tables import WIDTHS, TextTable, new_meta, write_table  # noqa: E402
 from src.text.tokenizer import Tokenizer  # noqa: E402
 
-PREFIX = "text."
-BATCH = 16  # texts at a time; the graph is compiled for this number
 EPILOG = """\
 Neither the weights nor the merge file are part of this repository. Weights: a CLIP checkpoint as .npz or .safetensors,
 converted with tools/convert_weights.py --source clip_text. Merge file: bpe_simple_vocab_16e6.txt.gz of OpenAI's CLIP.
@@ -87,30 +80,6 @@ def read_names(args: argparse.Namespace) -> list[str]:
     else:
         names = [name.strip() for name in args.classes.split(",") if name.strip()]
     return [spell(name, args.spelling) for name in names]
-
-
-def load_encoder(file: Path) -> TextEncoder:
-    """The encoder of a file of converted weights; ValueError where it holds none."""
-    tensors = {name.removeprefix(PREFIX): value for name, value in read_tensors(file)[0].items()}
-    if read_metadata(file).get("source") != "clip_text":
-        remedy = "make it with tools/convert_weights.py --source clip_text"
-        raise ValueError(f"{file} is no converted text encoder; {remedy}")
-    encoder = TextEncoder(**encoder_sizes(tensors))
-    assign(encoder, tensors, file)
-    return encoder.set_train(False)
-
-
-def encode(encoder: TextEncoder, tokenizer: Tokenizer, names: list[str], templates: list[str]) -> np.ndarray:
-    """(names, D) float32, the mean over the templates."""
-    ids = tokenizer.rows([template.format(name) for template in templates for name in names])
-    padded = np.concatenate([ids, np.repeat(ids[:1], -len(ids) % BATCH, 0)])
-    rows = []
-    with progress(len(padded), "encode") as advance:
-        for start in range(0, len(padded), BATCH):
-            rows.append(encoder(Tensor(padded[start : start + BATCH])).asnumpy())
-            advance(BATCH)
-    vectors = np.concatenate(rows)[: len(ids)].reshape(len(templates), len(names), -1)
-    return mean_of_templates(vectors)
 
 
 if __name__ == "__main__":

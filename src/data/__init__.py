@@ -10,7 +10,7 @@ import numpy as np
 from src.config import DataConfig, lookup
 from src.config_options import check_options
 from src.data.bad_samples import BadSamples
-from src.data.classes import Classes, identity_table, read_classes
+from src.data.classes import Classes, identity_table, read_classes, without
 from src.data.datasets import camvid, camvid_classes, toy_scenes, toy_scenes_classes
 from src.data.folder import folder, folder_classes
 from src.data.folds import coco_20i, pascal_5i
@@ -52,20 +52,26 @@ IMAGE_PRESENT = "image_present"
 
 
 def load_classes(data: DataConfig) -> Classes:
-    """The classes of the configured data set."""
+    """The classes of the configured data set, those of data.unseen left out."""
     _, classes = lookup(DATASETS, data.dataset, "data set")
-    return read_classes(classes) if isinstance(classes, str) else classes(data.root)
+    found = read_classes(classes) if isinstance(classes, str) else classes(data.root)
+    return without(found, data.unseen) if data.unseen else found
 
 
 def load_items(data: DataConfig, split: str) -> Sequence[Item]:
     """The items of one split, or of a part of it (see holdout.py); those for training with scribbles where given.
 
-    Raises ValueError for options that the data set does not take.
+    Raises ValueError for options that the data set does not take, and for data.unseen where its items have tables of
+    their own: folds say themselves what training does not see.
     """
     items, _ = lookup(DATASETS, data.dataset, "data set")
     options = check_options(f"data.options ({data.dataset})", items, data.options, positional=2)
     name, part = split_part(split)
     chosen = select_part(items(data.root, name, **options), part)
+    if data.unseen and len(chosen) and getattr(chosen[0], "table", None) is not None:
+        raise ValueError(f"data.unseen is not for {data.dataset}, whose data.options.fold says what is unseen")
+    if data.unseen and data.scribbles is not None:
+        raise ValueError("data.unseen does not go with data.scribbles: their files number all classes of the data set")
     if data.scribbles is None or split != data.train_split:
         return chosen
     return scribbled(chosen, Path(data.scribbles), len(load_classes(data)))

@@ -4,6 +4,7 @@ K is the number of classes; ids are 0 .. K-1, and IGNORE marks pixels without a 
 """
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,23 @@ def read_classes(name: str) -> Classes:
             names.append(title)
             palette.append((int(red), int(green), int(blue)))
     return Classes(tuple(names), tuple(palette), table)
+
+
+def without(classes: Classes, unseen: Sequence[str]) -> Classes:
+    """The classes with some left out: their values mean IGNORE, the others are numbered anew in their order.
+
+    Raises ValueError for names of no class, and where nothing is left.
+    """
+    unknown = [name for name in unseen if name not in classes.names]
+    if unknown or set(unseen) == set(classes.names):
+        what = f"{', '.join(map(repr, unknown))}: no such class" if unknown else "no class is left"
+        raise ValueError(f"data.unseen {what}; the data set has {', '.join(classes.names)}")
+    kept = [k for k, name in enumerate(classes.names) if name not in unseen]
+    ids = {k: i for i, k in enumerate(kept)}
+    return Classes(
+        tuple(classes.names[k] for k in kept), tuple(classes.palette[k] for k in kept),
+        {value: ids.get(k, IGNORE) for value, k in classes.table.items()},
+    )  # fmt: skip
 
 
 def generate_palette(num_classes: int) -> tuple[Colour, ...]:

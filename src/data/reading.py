@@ -214,8 +214,9 @@ def item_size(item: Item) -> tuple[int, int]:
 def read_item(item: Item, table: dict[int, int], choose: Callable[[Size], int] | None = None) -> Sample:
     """Reads one item: image (H, W, 3) uint8 RGB, label (H, W) uint8 class ids.
 
-    table: of the data set; an item's own goes before it. choose: see `read_photo`; where it makes the image r times
-    smaller, the sample says so by `reduction` (), and the label keeps its size.
+    And `category` (), where the item asks for one class. table: of the data set; an item's own goes before it. choose:
+    see `read_photo`; where it makes the image r times smaller, the sample says so by `reduction` (), and the label
+    keeps its size.
     Raises ValueError for damaged files, other kinds of masks, values outside the table, and sizes that differ.
     """
     reduction = 1
@@ -233,7 +234,9 @@ def read_item(item: Item, table: dict[int, int], choose: Callable[[Size], int] |
                 f"(an EXIF rotation of the image counts)"
             )
     label = to_class_ids(values, table, source)
-    return as_sample(image, label, reduction)
+    sample = as_sample(image, label, reduction)
+    category = getattr(item, "category", None)
+    return sample if category is None else {**sample, "category": np.array(category)}
 
 
 def as_sample(image: np.ndarray, label: np.ndarray, reduction: int = 1) -> Sample:

@@ -18,9 +18,12 @@ from src.engine.predict_net import PredictNet
 Size = tuple[int, int]
 
 
-def call_graph(graph: nn.Cell, image: np.ndarray) -> np.ndarray:
-    """Runs a PredictNet or its export on an RGB image (H, W, 3) uint8; logits (K, H, W) or labels (H, W)."""
-    return graph(Tensor(np.ascontiguousarray(image[None, :, :, ::-1]))).asnumpy()[0]
+def call_graph(graph: nn.Cell, image: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    """Runs a PredictNet or its export on an RGB image (H, W, 3) uint8; logits (K, H, W) or labels (H, W).
+
+    more: what a graph takes besides the image.
+    """
+    return graph(Tensor(np.ascontiguousarray(image[None, :, :, ::-1])), *map(Tensor, more)).asnumpy()[0]
 
 
 class NetworkLogits:
@@ -53,6 +56,8 @@ class NetworkLogits:
 class MindIR:
     """An exported graph and its description: kind (labels or logits), network size (h, w), class names, palette.
 
+    `more_inputs` names what it takes besides the image.
+
     Raises FileNotFoundError where there is no file, ValueError for a file that was not made by export.py.
     """
 
@@ -63,11 +68,12 @@ class MindIR:
         self.size = tuple(json.loads(self.info["size"]))
         self.names = tuple(json.loads(self.info["classes"]))
         self.palette = tuple(tuple(colour) for colour in json.loads(self.info["palette"]))
+        self.more_inputs = tuple(json.loads(self.info.get("more_inputs", "[]")))
         self.graph = nn.GraphCell(ms.load(str(self.path)))
 
-    def labels(self, image: np.ndarray) -> np.ndarray:
+    def labels(self, image: np.ndarray, *more: np.ndarray) -> np.ndarray:
         """RGB image (H, W, 3) uint8 -> label map (H, W) uint8, resized inside the graph."""
-        result = call_graph(self.graph, image)
+        result = call_graph(self.graph, image, *more)
         return result if self.kind == "labels" else result.argmax(0).astype(np.uint8)
 
     def make(self, size: Size) -> Callable[[np.ndarray], np.ndarray]:
@@ -85,8 +91,11 @@ class MindIR:
         return lambda image: call_graph(self.graph, image)
 
 
-def export_mindir(graph: PredictNet, path: str | Path, info: dict[str, str]) -> None:
-    """Writes a PredictNet as MindIR, `info` and MindSpore's version in its user_info; an existing file is replaced."""
+def export_mindir(graph: nn.Cell, path: str | Path, info: dict[str, str], *more: Tensor) -> None:
+    """Writes a PredictNet as MindIR, `info` and MindSpore's version in its user_info; an existing file is replaced.
+
+    more: types and shapes of what the graph takes besides the image.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.incomplete.mindir")
@@ -97,7 +106,7 @@ def export_mindir(graph: PredictNet, path: str | Path, info: dict[str, str]) -> 
             model.user_info[key] = value
 
     image = Tensor(shape=[1, None, None, 3], dtype=ms.uint8)
-    ms.export(graph, image, file_name=str(draft), file_format="MINDIR", custom_func=add_info)
+    ms.export(graph, image, *more, file_name=str(draft), file_format="MINDIR", custom_func=add_info)
     draft.chmod(0o644)
     draft.replace(path)
 

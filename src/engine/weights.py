@@ -148,11 +148,15 @@ def load_weights(network: nn.Cell, path: str | Path) -> Path:
 def load_pretrained(network: nn.Cell, path: str | Path) -> Path:
     """Loads the backbone alone from a weights file; the head and output norms of the taps stay fresh.
 
-    So does what the conversion of public weights, with its leave, did not find (`--least`).
+    So does what the conversion of public weights, with its leave, did not find (`--least`). Left out is what a backbone
+    that is cut short says it does not have (`unbuilt_prefixes`).
     """
     file = weights_file(path)
     tensors, metadata = read_tensors(file)
-    tensors = {name: array for name, array in tensors.items() if name.startswith("backbone.")}
+    unbuilt = tuple(f"backbone.{prefix}" for prefix in getattr(network.backbone, "unbuilt_prefixes", ()))
+    tensors = {
+        name: array for name, array in tensors.items() if name.startswith("backbone.") and not name.startswith(unbuilt)
+    }
     if not tensors:
         raise ValueError(f"{file}: holds no 'backbone.' weights; make it with tools/convert_weights.py")
     optional = tuple(f"backbone.{prefix}" for prefix in network.backbone.fresh_prefixes)

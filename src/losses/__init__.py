@@ -13,6 +13,7 @@ from mindspore import nn
 
 from src.config import lookup
 from src.config_options import construct
+from src.losses.alignment import AlignmentLoss
 from src.losses.alignseg import AlignSegLoss
 from src.losses.class_mask import ClassMaskLoss
 from src.losses.class_tokens import ClassTokenLoss
@@ -29,6 +30,7 @@ LOSSES = {
     "class_mask": ClassMaskLoss,
     "class_tokens": ClassTokenLoss,
     "alignseg": AlignSegLoss,
+    "alignment": AlignmentLoss,
     "partial_cross_entropy": PartialCrossEntropyLoss,
     "dfr": DFRLoss,
 }

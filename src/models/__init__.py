@@ -4,6 +4,7 @@ from typing import Any
 
 from src.config import ModelConfig, lookup
 from src.config_options import construct
+from src.models.backbones.drn import DRN, drn_d_105
 from src.models.backbones.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from src.models.backbones.resnet import ResNet, resnet_18, resnet_50, resnet_101
 from src.models.backbones.swin import SwinTransformer, swin_base, swin_large, swin_small, swin_tiny
@@ -12,7 +13,10 @@ from src.models.heads.alignseg import AlignSegHead
 from src.models.heads.consistency import ConsistencyHead
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.fcn import FCNHead
+from src.models.heads.pixel_encoders import PyramidPoolingHead, ReassembleHead
 from src.models.heads.segvit import SegViTHead
+from src.models.heads.text import PixelTextHead
+from src.models.heads.text_ecenet import text_ecenet
 from src.models.heads.upernet import UperNetHead
 from src.models.segmentor import Segmentor
 
@@ -33,6 +37,8 @@ BACKBONES = {
     "resnet_101": resnet_101,
     "mobilenet": MobileNetV2,
     "mobilenet_v2": mobilenet_v2,
+    "drn": DRN,
+    "drn_d_105": drn_d_105,
 }
 
 
@@ -42,6 +48,14 @@ def with_consistency(in_channels, grids, num_classes: int, *, main: dict[str, An
     return ConsistencyHead(inner, in_channels, grids, **options)
 
 
+def pixel_text(in_channels, grids, num_classes, *, encoder: dict, width: int = 512, **kwargs) -> PixelTextHead:
+    """`PixelTextHead` over the encoder that `encoder` names with its options, a head of `width` classes."""
+    if "name" not in encoder:
+        raise ValueError(f"encoder needs a name; known: {', '.join(ENCODERS)}")
+    pixels = build("encoder", ENCODERS, encoder, in_channels, grids, width)
+    return PixelTextHead(pixels, num_classes, width, **kwargs)
+
+
 HEADS = {
     "ecenet": ECENetHead,
     "fcn": FCNHead,
@@ -49,6 +63,13 @@ HEADS = {
     "alignseg": AlignSegHead,
     "upernet": UperNetHead,
     "consistency": with_consistency,
+    "pixel_text": pixel_text,
+    "text_ecenet": text_ecenet,
+}
+ENCODERS = {
+    **{name: HEADS[name] for name in ("ecenet", "fcn", "segvit", "alignseg", "upernet")},
+    "reassemble": ReassembleHead,
+    "pyramid_pooling": PyramidPoolingHead,
 }
 
 

@@ -46,16 +46,17 @@ def attention_core(head_width: int, biased: bool = False) -> nn.Cell:
 
 def conv2d(
     in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = True,
-    same: bool = False,
+    same: bool = False, dilation: int = 1,
 ) -> nn.Conv2d:  # fmt: skip
     """Convolution (B, C, H, W) -> (B, C', H', W') with padding kernel // 2 (none when the stride equals the kernel).
 
-    same: TensorFlow's padding instead, at stride 2 a zero behind an even side and none before it.
+    same: TensorFlow's padding instead, at stride 2 a zero behind an even side and none before it. dilation: pixels
+    from one tap of the kernel to the next; the padding grows with it.
     """
     fan_in = in_channels // groups * kernel * kernel
-    mode, padding = ("same", 0) if same else ("pad", 0 if stride == kernel else kernel // 2)
+    mode, padding = ("same", 0) if same else ("pad", 0 if stride == kernel else kernel // 2 * dilation)
     return plain.Conv2d(
-        in_channels, out_channels, kernel, stride, mode, padding, group=groups, has_bias=bias,
+        in_channels, out_channels, kernel, stride, mode, padding, dilation, group=groups, has_bias=bias,
         weight_init=HeUniform(math.sqrt(5)), bias_init=Uniform(1.0 / math.sqrt(fan_in)),
     )  # fmt: skip
 

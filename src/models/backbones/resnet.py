@@ -21,9 +21,11 @@ WIDTHS = (64, 128, 256, 512)  # of the 3x3 convolutions of the stages
 class ConvNorm(nn.Cell):
     """Convolution without bias and its norm."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, norm: str) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, stride: int, norm: str, dilation: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = conv2d(in_channels, channels, kernel, stride=stride, bias=False)
+        self.conv = conv2d(in_channels, channels, kernel, stride=stride, bias=False, dilation=dilation)
         self.bn = create_norm(norm, channels)
 
     def construct(self, x):
@@ -37,9 +39,12 @@ class Block(nn.Cell):
         in_channels, width, stride: C, width of the inner convolutions, stride.
         bottleneck: 1x1, 3x3, 1x1 with C' = 4 width, or two 3x3 with C' = width.
         norm: see `create_norm`.
+        dilation: of the 3x3 convolutions.
     """
 
-    def __init__(self, in_channels: int, width: int, stride: int, bottleneck: bool, norm: str) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, bottleneck: bool, norm: str, dilation: int = 1
+    ) -> None:
         super().__init__()
         self.bottleneck, self.channels = bottleneck, width * (4 if bottleneck else 1)
         if bottleneck:
@@ -47,7 +52,8 @@ class Block(nn.Cell):
         else:
             layers = ((in_channels, width, 3, stride), (width, width, 3, 1))
         for i, (before, after, kernel, step) in enumerate(layers, 1):
-            setattr(self, f"conv{i}", conv2d(before, after, kernel, stride=step, bias=False))
+            spacing = dilation if kernel == 3 else 1
+            setattr(self, f"conv{i}", conv2d(before, after, kernel, stride=step, bias=False, dilation=spacing))
             setattr(self, f"bn{i}", create_norm(norm, after))
         self.projects = stride != 1 or in_channels != self.channels
         if self.projects:
