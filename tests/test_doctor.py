@@ -70,6 +70,11 @@ def test_what_is_wrong_with_a_config(code, overrides, parts, config, tmp_path):
     assert [part for part in parts if part not in finding.text] == []
 
 
+def test_a_backbone_that_was_never_measured(config):
+    finding = examine(config, "model.backbone={name: mobilenet_v2}", "data.crop_size=[32,64]")["memory_unknown"]
+    assert finding.severity == "note" and "no training step with mobilenet_v2 was measured" in finding.text
+
+
 def test_a_disk_without_room_for_the_checkpoints(config, monkeypatch):
     monkeypatch.setattr(network.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
     assert "checkpoints take up to" in examine(config)["disk"].text

@@ -47,6 +47,11 @@ def step_memory(
     return {**parts, "total": sum(parts.values())}
 
 
+def is_measured(backbone: nn.Cell) -> bool:
+    """Whether the estimate is for such a backbone: ViT or Swin."""
+    return hasattr(backbone, "depths") or hasattr(backbone, "blocks")
+
+
 def backbone_sizes(backbone: nn.Cell) -> tuple[int, int]:
     """Numbers of one image over all blocks: N x D of their tokens, and heads x N x n of their attention scores."""
     if not hasattr(backbone, "depths"):  # a plain ViT: all blocks on one grid, every token sees all

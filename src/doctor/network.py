@@ -20,6 +20,7 @@ from src.losses import check_outputs, create_loss
 from src.models import create_model
 
 ASSUMED_CLASSES = 150
+MEASURES = "`python tools/benchmark.py --config FILE --synthetic` measures"
 SURE = 1.15  # how far the estimate of the memory may be off either way
 CHECKPOINT_COPIES = 3  # weights and two moments
 
@@ -125,10 +126,14 @@ def load_run(config: Config, network: nn.Cell, names: tuple[str, ...], run: Path
 def check_memory(config: Config, network: nn.Cell, count: int, found: list[Finding]) -> dict:
     """Estimate against what is free; how both are known is in the finding and in the facts."""
     train, target = config.train, config.device.target
+    free, source = memory.available(target)
+    if not memory.is_measured(network.backbone):
+        text = f"no training step with {config.model.backbone['name']} was measured, so nothing is said of its memory"
+        found.append(Finding("memory_unknown", NOTE, f"{text}; {MEASURES} it"))
+        return {"estimate": None, "estimated": text, "available": free, "source": source}
     estimate = memory.step_memory(
         network, config.data.crop_size, train.batch_size, count, config.optimizer.name, train.accumulate
     )
-    free, source = memory.available(target)
     how = (
         "from the sizes of parameters, tokens, attention scores, maps and logits, with factors fitted to training "
         "steps measured on CPU" + ("" if target == "CPU" else f"; no {target} was measured")
@@ -138,7 +143,7 @@ def check_memory(config: Config, network: nn.Cell, count: int, found: list[Findi
     largest = max((name for name in estimate if name != "total"), key=estimate.__getitem__)
     mend = (
         f"most of it is for: {largest}. Lower train.batch_size (raise train.accumulate by the same factor: the step "
-        "stays the same) or data.crop_size; `python tools/benchmark.py --config FILE --synthetic` measures it"
+        f"stays the same) or data.crop_size; {MEASURES} it"
     )
     if free is None:
         found.append(Finding("memory_unknown", WARNING, f"{needed}; {source}"))
