@@ -5,7 +5,7 @@ import json
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.config import load_config
 from src.data import train_transforms
@@ -106,15 +106,26 @@ def test_every_head_can_have_a_consistency_head(main):
         check_outputs(head, create_loss({"name": "dfr"}, K))
 
 
+class Values(nn.Cell):
+    """What a head gives, in the order of its names, as a loss reads it."""
+
+    def __init__(self, head: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.head = head
+
+    def construct(self, features):
+        outputs = self.head(features)
+        return outputs["logits"], outputs["decoder"], outputs["embedding"], outputs["coarsest"]
+
+
 def test_what_is_given_in_training_alone():
     """The decoder's map is what is classified, and what an embedding may be made of; the coarsest one is passed on."""
-    settings = {"name": "consistency", "main": TINY["fcn"], "inputs": "decoder", "channels": 5}
+    main = {**TINY["fcn"], "norm": "group"}  # which does the same in training
+    settings = {"name": "consistency", "main": main, "inputs": "decoder", "channels": 5}
     head, x = build("model.head", HEADS, settings, CHANNELS, GRIDS, K), maps()
     p = randomise(head)
-    head.add_flags(training=True)
-    head.main.add_flags(training=True)  # the norms keep to their statistics
-    found = run(head, x)
-    assert tuple(found) == head.outputs == ("logits", "decoder", "embedding", "coarsest")
+    assert head.outputs == ("logits", "decoder", "embedding", "coarsest")
+    found = dict(zip(head.outputs, run(Values(head).set_train(), x), strict=True))
     np.testing.assert_array_equal(found["coarsest"], x[-1])
     decoder = found["decoder"].astype(float)
     assert decoder.shape == (2, 8, *GRIDS[0]) and decoder.min() == 0.0
@@ -201,9 +212,8 @@ def test_classes_of_the_whole_image_travel_with_its_crops():
     label[0, 0], label[39, 39], label[:8, 8:16] = 1, 3, 2
     settings = load_config(ROOT / "config/dfr/vit_tiny_camvid_dfr.yaml", ["data.crop_size=[16, 16]"]).data
     transforms = train_transforms(settings, 11, image_classes=11)
-    assert declared_columns(transforms) == ("image_present", "present")
+    assert declared_columns(transforms) == ("image_present", "valid", "present")
     rng, sample = np.random.default_rng(0), {"image": np.zeros((40, 40, 3), np.uint8), "label": label}
-    sample["valid"] = np.ones_like(label)
     crops = set()
     for _ in range(20):
         result = dict(sample)
@@ -212,7 +222,7 @@ def test_classes_of_the_whole_image_travel_with_its_crops():
         assert result["image_present"].tolist() == [1, 2, 3] + 8 * [-1]
         crops.add(tuple(result["present"].tolist()))
     assert len(crops) > 1
-    assert declared_columns(train_transforms(settings, 11)) == ("present",)
+    assert declared_columns(train_transforms(settings, 11)) == ("valid", "present")
 
 
 def test_training_from_scribbles_end_to_end(tmp_path):

@@ -26,7 +26,7 @@ class Gradients(nn.Cell):
         self.set_train(train)
 
     def construct(self, noise, counts, *columns):
-        return self.step.value_and_grad(noise, counts, *columns)
+        return self.step.value_and_grad(1.0, noise, counts, *columns)
 
 
 @dataclass
