@@ -151,19 +151,12 @@ def test_moments_and_running_statistics_stay(trained):
     assert any(name.startswith("adam_v") for name in good)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "options", "kept"),
-    [
-        ("adamw", {"accumulate": 2, "ema_decay": 0.8}, {"adam_m", "adam_v", "ema", "gradient_sum", "loss_sum"}),
-        ("sgd", {}, {"velocity"}),
-    ],
-)
-def test_what_a_rehearsal_changes_is_put_back(optimizer, options, kept):
-    settings = {"optimizer": {"name": optimizer}, "clip_norm": 1.0, **options}
-    step, other = (tiny_step(tiny_network(norm="batch"), **settings) for _ in range(2))
+def test_what_a_rehearsal_changes_is_put_back():
+    settings = {"optimizer": {"name": "adamw"}, "clip_norm": 1.0, "accumulate": 2, "ema_decay": 0.8}
+    step, other = (tiny_step(tiny_network(head="fcn", norm="batch"), "cross_entropy", **settings) for _ in range(2))
     before, inputs = keep_states(step), step.optimizer.inputs(0, 1e-3)
     names = {parameter.name.partition(".")[0] for parameter in step.get_parameters()}
-    assert names == {"backbone", "head", "good"} | kept
+    assert names == {"backbone", "head", "good", "adam_m", "adam_v", "ema", "gradient_sum", "loss_sum"}
     for _ in range(2):
         run_batch(step, inputs)
         put_back(step, before)

@@ -68,7 +68,7 @@ def kinds(network: nn.Cell, classes: tuple[type, ...]) -> set[type]:
     return {kind for kind in classes for _, cell in network.cells_and_names() if isinstance(cell, kind)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
 def test_networks_are_the_same(name, monkeypatch):
     monkeypatch.setitem(BACKBONES["swin"], "depths", [2, 1, 1, 1])  # a shifted block in the first stage only
     network = build(name)
