@@ -108,6 +108,12 @@ def make_huge(root: Path) -> None:
     image(root).unlink()
 
 
+def blank_half(file: Path) -> None:
+    """As a copy ends that reserved the room of the whole file before."""
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
 class Case(NamedTuple):
     """spoil: makes a clean set a broken one; code: what the doctor must say; parts: of its text and remedy."""
 
@@ -122,6 +128,9 @@ BROKEN = {
     "image cut off, JPEG": Case(lambda r: cut(as_jpeg(r)), "image_truncated", ("images/train/train_1.jpg",)),
     "JPEG without end marker": Case(
         lambda r: as_jpeg(r, drop=2), "image_truncated", ("images/train/train_1.jpg",),
+    ),
+    "JPEG with zeros for its second half": Case(
+        lambda r: blank_half(as_jpeg(r)), "image_truncated", ("images/train/train_1.jpg", "no end marker"),
     ),
     "image with a changed byte": Case(lambda r: flip_bit(image(r), b"IDAT"), "image_corrupt", (f"images/{TRAIN_1}",)),
     "image with a false checksum": Case(

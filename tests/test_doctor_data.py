@@ -35,6 +35,12 @@ def test_a_clean_data_set_raises_no_alarm(kind, tmp_path):
     assert examine(tmp_path) == []
 
 
+def test_the_training_split_for_validation_is_told(tmp_path):
+    write_clean(tmp_path)
+    found = {f.code: f for f in examine(tmp_path, "data.val_split=train")}
+    assert "data.train_split and data.val_split are both train" in found["same_split"].text
+
+
 def test_real_data_raise_no_alarm(data_root):
     config = load_config("config/ecenet/vit_tiny_camvid.yaml", [f"data.root={data_root / 'camvid_480x360'}"])
     classes, items = load_classes(config.data), load_items(config.data, "val")

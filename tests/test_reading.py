@@ -59,6 +59,15 @@ def test_truncated_jpeg_names_the_file(tmp_path, tail):
         read_image(path)
 
 
+def test_a_jpeg_whose_end_is_zeros_is_refused(tmp_path):
+    """As a copy ends that reserved the room of the whole file before; Pillow takes it for a picture."""
+    path = save(tmp_path / "photo.jpg", PHOTO.repeat(20, 0).repeat(20, 1), quality=90)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    with raises(ValueError, "truncated JPEG", str(path)):
+        read_image(path)
+
+
 def test_a_thumbnail_does_not_hide_a_truncation(tmp_path):
     """An end marker in the middle of the file is not the end of the picture."""
     path = save(tmp_path / "photo.jpg", PHOTO.repeat(20, 0).repeat(20, 1), exif=b"Exif\0\0" + b"\xff\xd9" * 4)

@@ -92,6 +92,8 @@ def examine_data(options: argparse.Namespace) -> tuple[list[Finding], dict]:
     """`data`: all files of the splits; the contact sheet, where it is wanted."""
     config = load_config(options.config, options.overrides)
     splits = options.splits.split(",") if options.splits else [config.data.train_split, config.data.val_split]
+    if not all(splits):
+        raise ValueError(f"--splits {options.splits}: give names between commas, such as train,val")
     if options.samples < 1:
         raise ValueError(f"--samples {options.samples}: at least 1")
     sheet = cli.writable(options.sheet) if options.sheet else None

@@ -22,7 +22,7 @@ DECODERS = {
     8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_8,
 }
 ORIENTATION = 0x0112  # EXIF tag; 1: as stored
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 PNG_START, GREY_8_BIT = b"\x89PNG\r\n\x1a\n", b"\x08\x00"  # the latter at 24: bits and kind of colour
 INDEX_MODES = ("1", "P", "L", "I", "I;16", "I;16B", "I;16L")  # pillow's single-channel integer modes
 SPREAD = {"L;2": 85, "L;4": 17}  # pillow stretches 2- and 4-bit greys to 0..255 by these factors
@@ -75,13 +75,8 @@ def read_photo(path: Path, choose: Callable[[Size], int] | None = None) -> tuple
     pixels of the file that it covers.
     """
     data = path.read_bytes()
-    # OpenCV fills the missing part of a JPEG with grey and reports success, so the end is checked here. Bytes after the
-    # end marker are harmless; only then is the slower decoder asked.
-    if data.startswith(JPEG_START) and not data.endswith(JPEG_END):
-        try:
-            Image.open(io.BytesIO(data)).load()
-        except PILLOW_ERRORS as error:
-            raise ValueError(f"truncated JPEG {path} ({error}); copy the file again or remove it") from error
+    if is_cut_off(data):
+        raise ValueError(f"truncated JPEG {path}: it has no end marker; copy the file again or remove it")
     size, reduction = _reduce(data, choose) if choose and data.startswith(JPEG_START) else (None, 1)
     image = _decode(data, DECODERS[reduction])
     if image is None:
@@ -90,6 +85,15 @@ def read_photo(path: Path, choose: Callable[[Size], int] | None = None) -> tuple
             f"known are JPEG, PNG, BMP, TIFF and WebP. Copy the file again or convert it"
         )
     return image, size or image.shape[:2], reduction
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Whether a file is a JPEG without an end marker behind its last scan; bytes behind the marker are harmless.
+
+    Decoders fill what is missing with grey and report success. Neither marker occurs within a scan, and a thumbnail
+    within the header has its own before it.
+    """
+    return data.startswith(JPEG_START) and data.rfind(JPEG_END) <= data.rfind(JPEG_SCAN)
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray | None:

@@ -28,6 +28,9 @@ def examine(config: Config, splits: Sequence[str], console: Console) -> tuple[li
     except (ValueError, OSError) as error:
         return [Finding("classes_unreadable", ERROR, str(error))], {}
     found, censuses = [], []
+    if config.data.train_split == config.data.val_split:
+        text = f"data.train_split and data.val_split are both {config.data.val_split}: scores of trained images"
+        found.append(Finding("same_split", WARNING, text, (), "name the split that is kept for validation"))
     for split in dict.fromkeys(splits):
         items, missing = list_split(config.data, split)
         found += missing

@@ -6,7 +6,7 @@ import zlib
 
 from PIL import Image
 
-from src.data.reading import JPEG_END, JPEG_START, PILLOW_ERRORS
+from src.data.reading import PILLOW_ERRORS, is_cut_off
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 EMPTY, TRUNCATED, CORRUPT, UNREADABLE = "empty", "truncated", "corrupt", "unreadable"
@@ -21,19 +21,9 @@ def damage(data: bytes) -> tuple[str, str] | None:
         return EMPTY, "has no bytes"
     if data.startswith(PNG_START):
         return png_damage(data)
-    if data.startswith(JPEG_START) and not data.endswith(JPEG_END) and not loads(data):
+    if is_cut_off(data):
         return TRUNCATED, "is a JPEG that is cut off: it has no end marker"
     return None
-
-
-def loads(data: bytes) -> bool:
-    """Whether pillow, which does not fill up what is missing, decodes a file."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except PILLOW_ERRORS:
-        return False
-    return True
 
 
 def png_damage(data: bytes) -> tuple[str, str] | None:
