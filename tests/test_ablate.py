@@ -265,6 +265,7 @@ def test_a_signal_ends_the_process_too(tmp_path, reaction, number, last):
         pass  # nothing is left that holds it
 
 
+@pytest.mark.slow
 def test_real_runs_go_on_after_a_stop(tmp_path, capsys):
     out = tmp_path / "out"
     first, second = (out / "runs" / f"toy{end}--seed3" for end in ("", "--model.head.channels=4"))

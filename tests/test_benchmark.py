@@ -80,6 +80,7 @@ def check_arithmetic(report: dict, size: tuple[int, int], forwards_per_s: float,
     assert 0.0 < report["peak_share"] < 1.0
 
 
+@pytest.mark.slow
 def test_training(report_of, tmp_path, capsys):
     report = report_of("--mode", "train")
     shown = capsys.readouterr().out

@@ -210,6 +210,7 @@ def overrides(source: list) -> list:
     return [] if "--model" in source else ["eval.mode=resize"]
 
 
+@pytest.mark.slow
 def test_the_projected_export_is_that_of_evaluation(run):
     root, config = run
     file, plain = root / "projected.mindir", root / "plain.mindir"
