@@ -168,6 +168,7 @@ def test_windows_of_an_exported_model_give_the_same_numbers(run, resized):
     assert model["source"] == str(run.logits)
 
 
+@pytest.mark.slow
 def test_other_sizes_and_views_from_the_checkpoint(run, resized):
     whole = run.evaluate("--checkpoint", run.folder, "eval.mode=whole", "eval.size=[368,480]", name="whole")
     views = run.evaluate("--checkpoint", run.folder, "eval.flip=true", name="flip")

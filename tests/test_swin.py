@@ -263,6 +263,7 @@ def without_layer(network: SwinTransformer, layer: str, image: Tensor) -> list[n
 # Export and errors
 
 
+@pytest.mark.slow
 def test_exported_network_equals_the_network(tmp_path):
     network = tiny()
     network.set_train(False)
