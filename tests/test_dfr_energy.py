@@ -266,13 +266,6 @@ def test_window_of_the_grid_equals_dense():
     np.testing.assert_allclose(gradients[0], gradient, atol=1e-6)
 
 
-def test_window_counts_every_pair_once():
-    assert window_offsets(1, (1,)) == ((0, 1), (1, -1), (1, 0), (1, 1))
-    assert len(window_offsets(5, (1,))) == 60
-    both = window_offsets(2, (1, 2))
-    assert len(set(both)) == len(both) == 12 + 12 - 4
-
-
 SIDE, SEEDS, STEPS, RATE = 16, 5, 300, 20.0
 
 

@@ -8,6 +8,7 @@ from mindspore import Tensor, nn
 from src.losses import create_loss
 from src.losses.consistency import ConsistencyLoss, shallow_consistency
 from src.losses.grids import cell_labels, whole_cells
+from src.losses.pairwise import window_offsets
 from tests import dfr_reference as reference
 
 K = 3
@@ -235,3 +236,10 @@ def test_shallow_term_equals_the_double_loop(pairs, scene):
                     total += reference.kernel(i, j, colours[b], None, ((1.0, 2.0, 0.3, 0.0),), 0.0) * apart / 0.5
                     count += 1
     assert compare(pairs, scene, len(SETTINGS))[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_window_counts_every_pair_once():
+    assert window_offsets(1, (1,)) == ((0, 1), (1, -1), (1, 0), (1, 1))
+    assert len(window_offsets(5, (1,))) == 60
+    both = window_offsets(2, (1, 2))
+    assert len(set(both)) == len(both) == 12 + 12 - 4
