@@ -7,5 +7,5 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 use_environment requirements-dev.txt
 ruff check .
-# A file stays in one process: its tests share compiled networks and finished runs.
-python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "$@"
+# A file stays in one process: its tests share compiled networks and finished runs. Long ones come first (tests/conftest.py).
+python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Few tests of a minute together: begun last, they would leave the other process without work.
+LONG_FILES = (
+    "test_distributed.py", "test_commands.py", "test_stopping.py", "test_bad_steps.py", "test_portability.py",
+    "test_checkpoint.py", "test_gradients.py", "test_train_step.py", "test_graph_cache.py",
+)  # fmt: skip
 
 
 def pytest_addoption(parser):
@@ -24,6 +29,7 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
+    items.sort(key=lambda item: LONG_FILES.index(item.path.name) if item.path.name in LONG_FILES else len(LONG_FILES))
 
 
 def pytest_configure(config):

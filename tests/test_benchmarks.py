@@ -90,7 +90,8 @@ def twin_gradients(twin, batch: dict, noise: np.ndarray, counts: np.ndarray):
     return dict(zip(TERMS, terms.tolist(), strict=True)), {n: p.grad.numpy() for n, p in twin.named_parameters()}
 
 
-@pytest.mark.parametrize("backbone", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["vit", "swin"])
 def test_loss_terms_and_gradients_agree(backbone):
     network, weights = random_network(backbone)
     batch = draw_batch(2)

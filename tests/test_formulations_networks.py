@@ -120,6 +120,7 @@ def test_recomputing_on_cpu_changes_no_gradient(name, monkeypatch):
     assert {key: share for key, share in shares.items() if not share < 2e-5} == {}
 
 
+@pytest.mark.slow
 def test_recomputing_elsewhere_changes_no_gradient(monkeypatch):
     """`Cell.recompute`, as on GPU and Ascend."""
     monkeypatch.setattr(functional, "on_cpu", lambda: False)

@@ -65,7 +65,7 @@ class Training(nn.Cell):
         return self.differentiate(first, second, noise, label, present, counts)
 
 
-@pytest.mark.parametrize("rates", [(0.3, 0.2), (0.3, 0.0)], ids=str)
+@pytest.mark.parametrize("rates", [(0.3, 0.2), pytest.param((0.3, 0.0), marks=pytest.mark.slow)], ids=str)
 def test_gradients_are_slopes_of_the_reference(rates):
     head, p, features = build(FALLING, dropout=rates[0], attention_dropout=rates[1])
     label = np.random.default_rng(2).integers(0, 2, (2, 10, 14)).astype(np.int32)  # class 2 is absent
