@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -14,9 +16,10 @@ from scipy.io import savemat
 
 from src.data import published, voc
 from src.data.classes import read_classes
-from src.data.preparing import Job, convert_all, write_list
+from src.data.preparing import ORIGIN, Job, convert_all, write_list
 from src.data.published import cityscapes, coco_stuff_10k, pascal_context
 from src.data.reading import read_item, read_mask
+from tests.commands import ROOT
 from tests.layouts import SIZE, save_mask, save_photo, write_lines, write_voc
 from tests.test_label_forms import STROKES, stroke
 
@@ -99,6 +102,36 @@ def test_sources_are_never_written_over(sbd, monkeypatch):
     assert (sbd / "list.txt").read_text() == "a\nb\n"
 
 
+def test_another_subset_is_refused_before_anything_is_written(sbd, monkeypatch):
+    arguments = ("--voc", sbd / "voc", "--sbd", sbd / "sbd", "--output", sbd / "out", "--subset")
+    prepare("prepare_sbd", monkeypatch, *arguments)
+    before = state(sbd / "out")
+    (sbd / "sbd" / "cls" / f"{NAMES[2]}.mat").unlink()
+    savemat(sbd / "sbd" / "cls" / "2009_000001.mat", {"GTcls": {"Segmentation": np.full(SIZE, 3, np.uint8)}})
+    differing = r"differs in 2 names \(2008_000002, 2009_000001\)"
+    with pytest.raises(ValueError, match=rf"train_aug.txt exists and {differing}.*of 3 images, this one has 3.*remove"):
+        prepare("prepare_sbd", monkeypatch, *arguments)
+    assert state(sbd / "out") == before
+    (sbd / "out" / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()  # what the message says
+    prepare("prepare_sbd", monkeypatch, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"GTcls": np.zeros(SIZE)}, ": 'GTcls' is no struct with a field 'Segmentation'"),
+        ({"GTcls": {"Boundaries": np.zeros(SIZE)}}, ": 'GTcls' is no struct with a field 'Segmentation'"),
+        ({"GTcls": {"Segmentation": "none"}}, r" holds <U4 of \(1,\) in place of a label"),
+    ],
+)
+def test_mat_files_of_another_form_are_named(sbd, content, message, monkeypatch):
+    savemat(sbd / "sbd" / "cls" / f"{NAMES[3]}.mat", content)
+    with pytest.raises(ValueError, match=rf"1 of 4 masks could not be made, .*\n.*/{NAMES[3]}.mat{message}"):
+        arguments = ("--voc", sbd / "voc", "--sbd", sbd / "sbd", "--output", sbd / "out", "--subset")
+        prepare("prepare_sbd", monkeypatch, *arguments)
+    assert not (sbd / "out" / "ImageSets").exists()  # nobody trains on a part
+
+
 def test_changed_sources_are_converted_again(sbd, monkeypatch):
     arguments = ("--voc", sbd / "voc", "--sbd", sbd / "sbd", "--output", sbd / "out", "--subset")
     prepare("prepare_sbd", monkeypatch, *arguments)
@@ -146,6 +179,35 @@ def test_scribbles_of_another_size(sbd, monkeypatch):
         prepare("prepare_scribbles", monkeypatch, "--voc", sbd / "voc", "--xml", sbd / "xml", "--subset")
     with pytest.raises(ValueError, match=r"found 1 .xml files in .*, published are 12031"):
         prepare("prepare_scribbles", monkeypatch, "--voc", sbd / "voc", "--xml", sbd / "xml")
+
+
+def test_annotations_in_archives(sbd, monkeypatch):
+    """Archives as macOS writes them, and what is no archive, or holds two files of one name."""
+    text = STROKES.replace(">20<", ">8<").replace(">12<", ">6<").format(stroke("cat", (1, 1)))
+    archive = sbd / "scribbles.zip"
+
+    def run() -> None:
+        arguments = ("--voc", sbd / "voc", "--xml", archive, "--output", sbd / "out", "--subset")
+        prepare("prepare_scribbles", monkeypatch, *arguments)
+
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr(f"pascal_2012/{NAMES[0]}.xml", text)
+        opened.writestr(f"__MACOSX/pascal_2012/._{NAMES[0]}.xml", b"\0\5\x16\7\0\xff\xfe")
+    run()
+    assert [path.name for path in sorted((sbd / "out").rglob("*.png"))] == [f"{NAMES[0]}.png"]
+    whole = archive.read_bytes()
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr(f"pascal_context/{NAMES[0]}.xml", text)
+    with pytest.raises(ValueError, match=r"one name in several folders \(pascal_2012, pascal_context\)"):
+        run()
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("pascal_2012/a.xml", b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"scribbles.zip/pascal_2012/a.xml is no text in UTF-8"):
+        run()
+    for content in (b"hello", whole[:-30]):
+        archive.write_bytes(content)
+        with pytest.raises(ValueError, match=r"scribbles.zip is no whole .zip: File is not a zip file; download"):
+            run()
 
 
 def test_clicks(sbd, monkeypatch):
@@ -259,6 +321,38 @@ def test_pascal_context_counts_and_errors(context, monkeypatch):
     assert published.PASCAL_CONTEXT["train"] == (4998, 4996)
 
 
+def test_two_sources_do_not_mix_in_one_folder(context, monkeypatch):
+    forms = {"--masks": context / "masks", "--json": context / "detail.json"}
+    common = ("--voc", context / "voc", "--output", context / "out", "--subset")
+    labels = context / "out" / "SegmentationClassContext"
+    for first, second in (("--masks", "--json"), ("--json", "--masks")):
+        prepare("prepare_pascal_context", monkeypatch, *common, first, forms[first])
+        before = state(context / "out")
+        with pytest.raises(ValueError, match=rf"was made from .*\({first}\), this run reads .*\({second}\).*--output"):
+            prepare("prepare_pascal_context", monkeypatch, *common, second, forms[second])
+        assert state(context / "out") == before
+        for mask in labels.glob("*.png"):  # and once they are gone, either will do
+            mask.unlink()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 2, 3, 4, 5, 6]], "'segmentation' holds polygons in place of run lengths"),
+        ({"size": [6, 8]}, "'segmentation' holds no counts and size"),
+        ({"counts": [6.5, 41.5], "size": [6, 8]}, r"'counts' of run lengths are a list of integers or text, not \[6.5"),
+        ({"counts": [48], "size": 6}, "cover 48 pixels, the image has 6 x 8"),
+    ],
+)
+def test_regions_of_another_form_are_named(context, segmentation, message, monkeypatch):
+    content = json.loads((context / "detail.json").read_text())
+    content["annos_segmentation"][0]["segmentation"] = segmentation
+    (context / "detail.json").write_text(json.dumps(content))
+    arguments = ("--voc", context / "voc", "--json", context / "detail.json", "--output", context / "out", "--subset")
+    with pytest.raises(ValueError, match=rf"detail.json, regions of 2008_000002: .*{message}"):
+        prepare("prepare_pascal_context", monkeypatch, *arguments)
+
+
 def shade(job: Job) -> np.ndarray:
     """For the test of several processes: fails for one mask, and tells the process."""
     if job.target.stem == "3":
@@ -277,3 +371,29 @@ def test_several_processes(tmp_path):
     assert convert_all(jobs[:3], shade, VOC.palette, 2, "shades") == (0, 3)
     with pytest.raises(ValueError, match="--workers is 0"):
         convert_all(jobs, shade, VOC.palette, 0, "shades")
+    with pytest.raises(ValueError, match=r"^no mask could be made, of 1; mend these and start again:\n  three is bad"):
+        convert_all(jobs[3:4], shade, VOC.palette, 1, "shades", origin="paint")
+    assert (tmp_path / "masks" / ORIGIN).read_text() == "paint\n"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from src.data.preparing import write_mask
+Image.Image.save = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+write_mask(Path(sys.argv[1]), np.zeros((2, 2)), [], "digest")
+"""
+
+
+def test_what_a_killed_run_leaves_is_no_label_and_cleared(tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    (folder / "tmp_mine.new").write_text("somebody's")
+    command = [sys.executable, "-c", KILLED, str(folder / "0.png")]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    [left] = [path.name for path in folder.iterdir() if path.name != "tmp_mine.new"]
+    assert left.startswith(".")
+    convert_all([Job("0", folder / "0.png")], shade, VOC.palette, 1, "shades")
+    assert sorted(path.name for path in folder.iterdir()) == ["0.png", "tmp_mine.new"]
