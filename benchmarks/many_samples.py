@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from src import cli
+from src.data.listing import require_folder
 from src.log import get_console, progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.start:
         print(json.dumps(start(options.start)))
         return
+    if options.place:
+        require_folder(options.place, "make it, or leave out --place for the temporary folder")
     place = Path(tempfile.mkdtemp(prefix="many_samples_", dir=options.place))
     try:
         make_pairs(place / "data", options.pairs, options.flat)

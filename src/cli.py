@@ -72,7 +72,9 @@ def writable(path: str) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PermissionError(f"cannot make the folder {file.parent} for {file.name}: {error.strerror}") from error
+        raise PermissionError(
+            f"cannot make the folder {file.parent} for {file.name}: {error.strerror}; choose another place"
+        ) from error
     if file.is_dir():
         raise FileExistsError(f"{file} is a folder; name a file in it")
     try:  # only the attempt tells: access bits mean nothing for root, nor in /proc

@@ -86,7 +86,11 @@ def test_pairs_ask_for_one_class_each(pascal):
 def test_coco_lists(coco):
     [item] = coco_20i(coco, "train", fold=0, complete=False)
     assert item.name == "train2014/COCO_train2014_01" and shown(item) == {0, 2}
-    assert coco_20i(coco, "train", fold=0, drop_unseen=True, complete=False) == []
+    with pytest.raises(ValueError, match="drop_unseen leaves none of 1 items"):  # it shows class 1, too
+        coco_20i(coco, "train", fold=0, drop_unseen=True, complete=False)
+    for split, fold in (("val", 1), ("train", 3)):
+        with pytest.raises(ValueError, match="names no image for this fold; copy the published lists again"):
+            coco_20i(coco, split, fold=fold, complete=False)
     pairs = coco_20i(coco, "val", fold=0, samples="pairs", complete=False)
     assert [(item.category, shown(item)) for item in pairs] == [(1, {0, 1, 255}), (5, {0, 5, 255})]
     [item] = coco_20i(coco, "val", fold=3, complete=False)
@@ -143,4 +147,11 @@ def test_a_pickle_that_runs_something_is_refused(coco, tmp_path):
     assert not trap.exists()
     path.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match="does not hold a dict of class"):
+        coco_20i(coco, "train", fold=0)
+    for images, shown_as in ((5, "5"), ([5], r"\[5\]"), ("abc", "abc")):
+        path.write_bytes(pickle.dumps({1: images}))
+        with pytest.raises(ValueError, match=rf"fold0.pkl holds {shown_as} for class 1 in place of a list of paths"):
+            coco_20i(coco, "train", fold=0)
+    path.write_bytes(b"\x80\x02}]K\x01s.")  # a dict with a list as a key
+    with pytest.raises(ValueError, match="fold0.pkl is refused"):
         coco_20i(coco, "train", fold=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import many_samples
 from src.config import DataConfig
 from src.data import create_eval_samples, create_train_batches, index, load_items
 from src.data.holdout import select_part
@@ -117,13 +118,20 @@ def test_a_folder_changed_just_now_is_not_trusted(data):
     assert [item.name for item in pairs(data)][0] == "b"
 
 
-@pytest.mark.parametrize("damage", ["cut off", "other file", "empty"])
+@pytest.mark.parametrize("damage", ["cut off", "other file", "empty", "zeroed", "one bit", "one tail"])
 def test_a_damaged_index_is_made_anew(data, damage):
     pairs(data)
     [file] = kept(data)
     content = file.read_bytes()
-    file.write_bytes({"cut off": content[:-8], "other file": b'{"a": 1}\n' + content, "empty": b""}[damage])
-    assert len(list(pairs(data))) == 5
+    header = content.index(b"\n") + 1
+    damaged = {
+        "cut off": content[:-8], "other file": b'{"a": 1}\n' + content, "empty": b"",
+        "zeroed": content[:header] + bytes(len(content) - header), "one bit": content[:-1] + bytes([content[-1] ^ 1]),
+        "one tail": content.replace(b'"tails": [".jpg"', b'"tails": [".jpX"'),
+    }[damage]  # fmt: skip
+    assert damaged != content
+    file.write_bytes(damaged)
+    assert [item.image.name for item in pairs(data)] == ["a.jpg", "b.jpg", "c.jpg", "ä.b.jpg", "z.PNG"]
     assert kept(data) == [file] and file.stat().st_size == len(content)
 
 
@@ -223,3 +231,8 @@ def test_a_million_samples_start_within_seconds(tmp_path, monkeypatch):
     assert len(items) == count and first["image"].shape == (batch, 3, 4, 4)
     assert first["item"].tolist() == permutation(0, 0, count)[:batch].tolist()
     assert seconds < 10, f"{seconds:.1f} s"
+
+
+def test_the_benchmark_says_what_to_do_without_its_place(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none does not exist; make it, or leave out --place"):
+        many_samples.main(["--place", str(tmp_path / "none")])

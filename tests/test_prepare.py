@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -12,10 +11,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from src.data import published, voc
+from src.data import voc
 from src.data.classes import read_classes
-from src.data.preparing import Job, convert_all, write_list
-from src.data.published import cityscapes, coco_stuff_10k, pascal_context
+from src.data.preparing import write_list
+from src.data.published import cityscapes, coco_stuff_10k
 from src.data.reading import read_item, read_mask
 from tests.layouts import SIZE, save_mask, save_photo, write_lines, write_voc
 from tests.test_label_forms import STROKES, stroke
@@ -99,6 +98,36 @@ def test_sources_are_never_written_over(sbd, monkeypatch):
     assert (sbd / "list.txt").read_text() == "a\nb\n"
 
 
+def test_another_subset_is_refused_before_anything_is_written(sbd, monkeypatch):
+    arguments = ("--voc", sbd / "voc", "--sbd", sbd / "sbd", "--output", sbd / "out", "--subset")
+    prepare("prepare_sbd", monkeypatch, *arguments)
+    before = state(sbd / "out")
+    (sbd / "sbd" / "cls" / f"{NAMES[2]}.mat").unlink()
+    savemat(sbd / "sbd" / "cls" / "2009_000001.mat", {"GTcls": {"Segmentation": np.full(SIZE, 3, np.uint8)}})
+    differing = r"differs in 2 names \(2008_000002, 2009_000001\)"
+    with pytest.raises(ValueError, match=rf"train_aug.txt exists and {differing}.*of 3 images, this one has 3.*remove"):
+        prepare("prepare_sbd", monkeypatch, *arguments)
+    assert state(sbd / "out") == before
+    (sbd / "out" / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()  # what the message says
+    prepare("prepare_sbd", monkeypatch, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"GTcls": np.zeros(SIZE)}, ": 'GTcls' is no struct with a field 'Segmentation'"),
+        ({"GTcls": {"Boundaries": np.zeros(SIZE)}}, ": 'GTcls' is no struct with a field 'Segmentation'"),
+        ({"GTcls": {"Segmentation": "none"}}, r" holds <U4 of \(1,\) in place of a label"),
+    ],
+)
+def test_mat_files_of_another_form_are_named(sbd, content, message, monkeypatch):
+    savemat(sbd / "sbd" / "cls" / f"{NAMES[3]}.mat", content)
+    with pytest.raises(ValueError, match=rf"1 of 4 masks could not be made, .*\n.*/{NAMES[3]}.mat{message}"):
+        arguments = ("--voc", sbd / "voc", "--sbd", sbd / "sbd", "--output", sbd / "out", "--subset")
+        prepare("prepare_sbd", monkeypatch, *arguments)
+    assert not (sbd / "out" / "ImageSets").exists()  # nobody trains on a part
+
+
 def test_changed_sources_are_converted_again(sbd, monkeypatch):
     arguments = ("--voc", sbd / "voc", "--sbd", sbd / "sbd", "--output", sbd / "out", "--subset")
     prepare("prepare_sbd", monkeypatch, *arguments)
@@ -146,6 +175,35 @@ def test_scribbles_of_another_size(sbd, monkeypatch):
         prepare("prepare_scribbles", monkeypatch, "--voc", sbd / "voc", "--xml", sbd / "xml", "--subset")
     with pytest.raises(ValueError, match=r"found 1 .xml files in .*, published are 12031"):
         prepare("prepare_scribbles", monkeypatch, "--voc", sbd / "voc", "--xml", sbd / "xml")
+
+
+def test_annotations_in_archives(sbd, monkeypatch):
+    """Archives as macOS writes them, and what is no archive, or holds two files of one name."""
+    text = STROKES.replace(">20<", ">8<").replace(">12<", ">6<").format(stroke("cat", (1, 1)))
+    archive = sbd / "scribbles.zip"
+
+    def run() -> None:
+        arguments = ("--voc", sbd / "voc", "--xml", archive, "--output", sbd / "out", "--subset")
+        prepare("prepare_scribbles", monkeypatch, *arguments)
+
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr(f"pascal_2012/{NAMES[0]}.xml", text)
+        opened.writestr(f"__MACOSX/pascal_2012/._{NAMES[0]}.xml", b"\0\5\x16\7\0\xff\xfe")
+    run()
+    assert [path.name for path in sorted((sbd / "out").rglob("*.png"))] == [f"{NAMES[0]}.png"]
+    whole = archive.read_bytes()
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr(f"pascal_context/{NAMES[0]}.xml", text)
+    with pytest.raises(ValueError, match=r"one name in several folders \(pascal_2012, pascal_context\)"):
+        run()
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("pascal_2012/a.xml", b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"scribbles.zip/pascal_2012/a.xml is no text in UTF-8"):
+        run()
+    for content in (b"hello", whole[:-30]):
+        archive.write_bytes(content)
+        with pytest.raises(ValueError, match=r"scribbles.zip is no whole .zip: File is not a zip file; download"):
+            run()
 
 
 def test_clicks(sbd, monkeypatch):
@@ -212,68 +270,3 @@ def test_coco_stuff(tmp_path, monkeypatch):
     savemat(root / "annotations" / "COCO_b.mat", {"S": np.full(SIZE, 12, np.uint8)})
     with pytest.raises(ValueError, match=r"COCO_b.mat holds values outside the table: 12"):
         prepare("prepare_coco_stuff", monkeypatch, *arguments)
-
-
-@pytest.fixture
-def context(tmp_path) -> Path:
-    """VOC 2010 with both annotations of the same labels: 0, 2 (aeroplane) and 458 (wood) in columns."""
-    voc_2010, ids = tmp_path / "voc", [0, 2, 458, 17]
-    (tmp_path / "masks").mkdir()
-    images, regions = [], []
-    for number, (split, name) in enumerate((("train", NAMES[2]), ("val", NAMES[3]))):
-        write_lines(voc_2010 / "ImageSets" / "Main" / f"{split}.txt", [name])
-        save_photo(voc_2010 / "JPEGImages" / f"{name}.jpg")
-        label = np.resize(np.array(ids, np.uint16), SIZE[1])[None].repeat(SIZE[0], axis=0)
-        savemat(tmp_path / "masks" / f"{name}.mat", {"LabelMap": label})
-        images.append({"image_id": number, "file_name": f"{name}.jpg", "phase": split, "height": 6, "width": 8})
-        for k, category in ((1, 2), (2, 458)):
-            runs = {"counts": [6 * k, 6, 18, 6, 6 * (3 - k)], "size": [6, 8]}
-            regions.append({"image_id": number, "category_id": category, "segmentation": runs, "area": 12})
-    images.append({"image_id": 9, "file_name": "2008_000001.jpg", "phase": "test", "height": 6, "width": 8})
-    (tmp_path / "detail.json").write_text(json.dumps({"images": images, "annos_segmentation": regions}))
-    return tmp_path
-
-
-@pytest.mark.parametrize("form", ["--masks", "--json"])
-def test_pascal_context(context, form, monkeypatch):
-    annotation = context / ("masks" if form == "--masks" else "detail.json")
-    arguments = ("--voc", context / "voc", form, annotation, "--output", context / "out", "--subset")
-    prepare("prepare_pascal_context", monkeypatch, *arguments)
-    for split, name in (("train", NAMES[2]), ("val", NAMES[3])):
-        [item] = pascal_context(str(context / "voc"), split, prepared=str(context / "out"), complete=False)
-        assert item.name == name
-        with_background, without = (
-            read_item(item, read_classes(f"pascal_context_{k}").table)["label"][0].tolist() for k in (60, 59)
-        )
-        assert with_background == [0, 1, 59, 0] * 2 and without == [255, 0, 58, 255] * 2
-    repeat("prepare_pascal_context", monkeypatch, context / "out", context / "voc", *arguments)
-
-
-def test_pascal_context_counts_and_errors(context, monkeypatch):
-    for form, annotation, count in (("--masks", "masks", 4998), ("--json", "detail.json", 4996)):
-        with pytest.raises(ValueError, match=rf"found 1 images of the split train, published are {count}"):
-            prepare("prepare_pascal_context", monkeypatch, "--voc", context / "voc", form, context / annotation)
-    (context / "detail.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match=r"is no detail annotation \(KeyError\('annos_segmentation'\)\)"):
-        prepare("prepare_pascal_context", monkeypatch, "--voc", context / "voc", "--json", context / "detail.json")
-    assert published.PASCAL_CONTEXT["train"] == (4998, 4996)
-
-
-def shade(job: Job) -> np.ndarray:
-    """For the test of several processes: fails for one mask, and tells the process."""
-    if job.target.stem == "3":
-        raise ValueError("three is bad")
-    return np.full((2, 2), os.getpid() % 200, np.int32)
-
-
-def test_several_processes(tmp_path):
-    jobs = [Job(str(k), tmp_path / "masks" / f"{k}.png") for k in range(40)]
-    with pytest.raises(ValueError, match=r"1 of 40 masks could not be made, the others are there.*\n  three is bad"):
-        convert_all(jobs, shade, VOC.palette, 2, "shades")
-    written = sorted((tmp_path / "masks").iterdir())
-    assert len(written) == 39 and {path.suffix for path in written} == {".png"}
-    values = {int(np.asarray(Image.open(path))[0, 0]) for path in written}
-    assert os.getpid() % 200 not in values
-    assert convert_all(jobs[:3], shade, VOC.palette, 2, "shades") == (0, 3)
-    with pytest.raises(ValueError, match="--workers is 0"):
-        convert_all(jobs, shade, VOC.palette, 0, "shades")

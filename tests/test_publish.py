@@ -157,7 +157,9 @@ def test_a_model_of_own_data_brings_its_classes(run, tmp_path):
 
 
 def test_misuse(run, published, tmp_path):
+    (tmp_path / "file").write_text("")
     for arguments, message in (
+        ((run, "--output", tmp_path / "file" / "x"), "file for x: File exists; choose another place"),
         ((run, "--output", published), "exists already; remove it, or name another folder"),
         ((tmp_path,), "is no folder of a run: it holds no config.yaml"),
     ):

@@ -14,6 +14,7 @@ from src.data.classes import read_classes
 from src.data.published import ADE20K, CITYSCAPES, COCO_STUFF, LOVEDA, PASCAL_CONTEXT
 from src.data.reading import FileItem, read_item
 from src.data.voc import SCRIBBLES, VOC_2012
+from src.doctor.listing import list_split
 from tests.conftest import ROOT
 from tests.layouts import SIZE, save_mask, save_photo, write_lines, write_voc
 
@@ -149,6 +150,26 @@ def test_cityscapes_from_train_ids(tmp_path):
         assert item.label.name.endswith(f"_{labels}.png")
         samples.append(read_item(item, load_classes(data).table)["label"])
     np.testing.assert_array_equal(*samples)
+
+
+def test_cityscapes_as_downloaded_says_how_to_prepare(tmp_path):
+    write_cityscapes(tmp_path)
+    for path in tmp_path.rglob("*_labelTrainIds.png"):
+        path.unlink()
+    made = tmp_path / "made"
+
+    def refused(**options) -> str:
+        data = DataConfig(dataset="cityscapes", root=str(tmp_path), crop_size=(4, 4), options=options)
+        items, [finding] = list_split(data, "train")
+        assert not items
+        return finding.text
+
+    command = f"python tools/prepare_cityscapes.py --root {tmp_path}"
+    mend = f"`{command}`, or read the published files with data.options.labels=labelIds"
+    assert mend in refused(labels="labelTrainIds")
+    assert f"`{command} --output {made}`" in refused(labels="labelTrainIds", prepared=str(made))
+    save_mask(made / "gtFine" / "train" / "aachen" / "aachen_000000_000019_gtFine_labelTrainIds.png", [0])
+    assert "or read others with data.options.labels=labelTrainIds" in refused(prepared=str(made))
 
 
 def test_prepared_files_may_lie_elsewhere(tmp_path):

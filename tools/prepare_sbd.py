@@ -12,7 +12,7 @@ from src import cli  # noqa: E402
 from src.data.classes import read_classes  # noqa: E402
 from src.data.label_forms import read_sbd  # noqa: E402
 from src.data.listing import read_names, require_folder  # noqa: E402
-from src.data.preparing import Job, check_number, convert_all, parser, write_list  # noqa: E402
+from src.data.preparing import Job, check_number, convert_all, parser  # noqa: E402
 from src.data.reading import read_mask, to_class_ids  # noqa: E402
 
 SBD_FILES = 11355
@@ -49,8 +49,9 @@ def main() -> None:
     output = args.output or args.voc
     jobs = [Job(path, output / "SegmentationClassAug" / f"{name}.png") for name, path in sorted(sources.items())]
     classes = read_classes("voc_2012")
-    convert_all(jobs, partial(convert, table=classes.table), classes.palette, args.workers, "SegmentationClassAug")
-    write_list(output / "ImageSets" / "Segmentation" / "train_aug.txt", names)
+    converting = partial(convert, table=classes.table)
+    lists = {output / "ImageSets" / "Segmentation" / "train_aug.txt": names}
+    convert_all(jobs, converting, classes.palette, args.workers, "SegmentationClassAug", lists)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -76,12 +77,31 @@ def read_clicks(files: list[Path]) -> dict[str, str]:
 
 def read_annotations(place: Path) -> dict[str, str]:
     """Name of the image -> text of its file, from a folder or a .zip of .xml files."""
-    if place.suffix == ".zip" and place.is_file():
+    if not place.is_file():
+        folder = require_folder(place, "give the folder pascal_2012 of ScribbleSup, or a .zip of its files")
+        return {path.stem: decode(path.read_bytes(), path) for path in folder.glob("*.xml") if is_annotation(path)}
+    try:
         with zipfile.ZipFile(place) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".xml")]
-            return {Path(name).stem: archive.read(name).decode() for name in members}
-    files = require_folder(place, "give the folder pascal_2012 of ScribbleSup, or a .zip of its files").glob("*.xml")
-    return {path.stem: path.read_text(encoding="utf-8") for path in files}
+            members = [name for name in archive.namelist() if is_annotation(Path(name))]
+            texts = {Path(name).stem: decode(archive.read(name), place / name) for name in members}
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{place} is no whole .zip: {error}; download it again, or name a folder") from error
+    if len(texts) < len(members):
+        folders = ", ".join(sorted({str(Path(name).parent) for name in members}))
+        raise ValueError(f"{place} holds files of one name in several folders ({folders}); unpack it and name one")
+    return texts
+
+
+def is_annotation(path: Path) -> bool:
+    """An .xml file, but none of those that macOS writes beside each."""
+    return path.suffix == ".xml" and not path.name.startswith(".")
+
+
+def decode(content: bytes, place: Path) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is no text in UTF-8: {error}; unpack the download again") from error
 
 
 def parse() -> argparse.Namespace:

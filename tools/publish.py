@@ -34,9 +34,10 @@ def main() -> None:
         raise FileExistsError(f"{output} exists already; remove it, or name another folder with --output")
     if not (arguments.run / CONFIG).is_file():
         raise FileNotFoundError(f"{arguments.run} is no folder of a run: it holds no {CONFIG}")
+    cli.writable(str(output))
     draft = output.with_name(f".{output.name}.incomplete")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    draft.mkdir()
     try:
         publish(arguments.run, draft, arguments.licence.strip())
         draft.rename(output)

@@ -80,7 +80,7 @@ def pascal_5i(
     items = _items(pairs, files, samples, others, read_classes("voc_2012"))
     if (split, samples) in PASCAL_COUNTS:
         check_count(items, PASCAL_COUNTS[split, samples][fold], f"pascal_5i (fold {fold}, {samples})", split, complete)
-    return [item for item in items if item.name not in hidden] if drop_unseen else items
+    return _without_hidden(items, hidden) if drop_unseen else items
 
 
 def coco_20i(
@@ -110,7 +110,7 @@ def coco_20i(
     items = _items(pairs, files, samples, others, read_classes("coco_20i"))
     if (split, samples) in COCO_COUNTS:
         check_count(items, COCO_COUNTS[split, samples][fold], f"coco_20i (fold {fold}, {samples})", split, complete)
-    return [item for item in items if item.name not in hidden] if drop_unseen else items
+    return _without_hidden(items, hidden) if drop_unseen else items
 
 
 def label_table(classes: Classes, kept: set[int], others: Others) -> dict[int, int]:
@@ -140,6 +140,15 @@ def _items(
     return [replace(files[name], table=tables[k], category=k) for name, k in pairs]
 
 
+def _without_hidden(items: Sequence[FileItem], hidden: set[str]) -> list[FileItem]:
+    left = [item for item in items if item.name not in hidden]
+    if not left:
+        raise ValueError(
+            f"data.options.drop_unseen leaves none of {len(items)} items, for all show unseen classes; set it to false"
+        )
+    return left
+
+
 def _check_choice(dataset: str, split: str, fold: int) -> None:
     require_split(split, SPLITS, dataset)
     if not 0 <= fold < FOLDS:
@@ -147,6 +156,8 @@ def _check_choice(dataset: str, split: str, fold: int) -> None:
 
 
 def _check_categories(pairs: Sequence[Pair], allowed: set[int], lists: Path) -> None:
+    if not pairs:
+        raise ValueError(f"{lists} names no image for this fold; copy the published lists again (docs/datasets.md)")
     wrong = sorted({k for _, k in pairs} - allowed)
     if wrong:
         raise ValueError(
@@ -181,8 +192,14 @@ def _read_coco_list(path: Path) -> list[Pair]:
         raise FileNotFoundError(f"{path} does not exist; copy the lists of HSNet (docs/datasets.md)")
     try:
         content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is refused: {error}; copy the published list again") from error
     if not isinstance(content, Mapping) or not all(isinstance(k, int) for k in content):
         raise ValueError(f"{path} does not hold a dict of class -> images; copy the published list again")
+    for k, names in content.items():
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                f"{path} holds {str(names)[:40]} for class {k} in place of a list of paths of images; copy the "
+                f"published list again"
+            )
     return [(name.removesuffix(".jpg"), k + 1) for k in sorted(content) for name in content[k]]

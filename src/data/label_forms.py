@@ -47,7 +47,10 @@ def read_mat(path: Path, key: str) -> dict[str, Any]:
 
 def read_sbd(path: Path) -> np.ndarray:
     """The classes of an SBD file (dataset/cls): 0 background, 1..20."""
-    return np.asarray(read_mat(path, "GTcls")["GTcls"]["Segmentation"][0, 0], np.int32)
+    struct = read_mat(path, "GTcls")["GTcls"]
+    if "Segmentation" not in (struct.dtype.names or ()) or struct.size != 1:
+        raise ValueError(f"{path}: 'GTcls' is no struct with a field 'Segmentation'; take dataset/cls of SBD")
+    return _as_label(struct["Segmentation"].item(), path)
 
 
 def read_coco_stuff(path: Path) -> np.ndarray:
@@ -55,7 +58,7 @@ def read_coco_stuff(path: Path) -> np.ndarray:
     content = read_mat(path, "S")
     if np.size(content.get("names", ())) == OLD_COCO_STUFF:
         raise ValueError(f"{path} is of version 1.0, whose values mean other classes; download cocostuff-10k-v1.1")
-    return np.asarray(content["S"], np.int32)
+    return _as_label(content["S"], path)
 
 
 def context_table() -> dict[int, int]:
@@ -65,7 +68,14 @@ def context_table() -> dict[int, int]:
 
 def read_context(path: Path) -> np.ndarray:
     """The ids 0..459 of a PASCAL-Context file (trainval/*.mat)."""
-    return np.asarray(read_mat(path, "LabelMap")["LabelMap"], np.int32)
+    return _as_label(read_mat(path, "LabelMap")["LabelMap"], path)
+
+
+def _as_label(values: Any, path: Path) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2 or values.dtype.kind not in "uif":
+        raise ValueError(f"{path} holds {values.dtype} of {values.shape} in place of a label (H, W) of numbers")
+    return values.astype(np.int32)
 
 
 def draw_regions(regions: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
@@ -83,10 +93,15 @@ def decode_runs(runs: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     follow; from the fourth length on, the difference to the length two before. Raises ValueError where they do not fill
     `size`.
     """
+    if not isinstance(runs, dict) or not {"counts", "size"} <= runs.keys():
+        kind = "polygons" if isinstance(runs, list) else "no counts and size"
+        raise ValueError(f"'segmentation' holds {kind} in place of run lengths; download the annotation again")
     counts = runs["counts"]
-    lengths = _read_lengths(counts) if isinstance(counts, str) else list(counts)
+    lengths = _read_lengths(counts) if isinstance(counts, str) else counts
+    if not isinstance(lengths, list) or not all(isinstance(length, int) for length in lengths):
+        raise ValueError(f"'counts' of run lengths are a list of integers or text, not {str(counts)[:40]}")
     height, width = size
-    if tuple(runs["size"]) != (height, width) or sum(lengths) != height * width or min(lengths) < 0:
+    if runs["size"] != [height, width] or sum(lengths) != height * width or min(lengths) < 0:
         raise ValueError(
             f"run lengths for {runs['size']} (height, width) cover {sum(lengths)} pixels, the image has "
             f"{height} x {width}; download the annotation again"

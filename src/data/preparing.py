@@ -2,13 +2,14 @@
 
 A mask that was written here carries a digest of what it was made from. Started again, a mask is kept if it can be read
 whole and its digest is still right, and made again otherwise. A file without a digest is not ours and never touched.
+What a folder was made from before is asked first: nothing is written where sources or parts would mix.
 """
 
 import argparse
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from src.log import get_console, progress
 DIGEST_KEY = "ecenet-source"
 FAILURES_SHOWN = 10
 CHUNK = 16  # masks a process takes at a time
+ORIGIN = "made_from.txt"  # beside the masks of a data set whose labels come in more than one form
+DRAFT = (".ecenet-", ".new")  # of a mask that is being written: hidden files are never taken for labels
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,30 @@ def check_number(found: int, published: int | tuple[int, ...], what: str, subset
 
 
 def convert_all(
-    jobs: Sequence[Job], convert: Convert, palette: Sequence[Colour], workers: int, description: str
+    jobs: Sequence[Job],
+    convert: Convert,
+    palette: Sequence[Colour],
+    workers: int,
+    description: str,
+    lists: Mapping[Path, Sequence[str]] | None = None,
+    origin: str = "",
 ) -> tuple[int, int]:
-    """Makes the masks of all jobs; returns how many were made and how many were there already.
+    """Makes the masks of all jobs, then the lists; returns how many were made and how many were there already.
 
     convert: a function of a module, for it is sent to other processes. palette: colours of the values 0, 1, ...
-    Raises ValueError that lists what could not be made, after everything else was.
+    lists: file -> the names to write there. origin: which of several forms the labels come from, kept beside them.
+    Raises ValueError where masks or lists of another origin or subset are there, before anything is written, and one
+    that lists the masks that could not be made, after everything else was.
     """
     if workers < 1:
         raise ValueError(f"--workers is {workers}; at least 1 is needed")
-    for folder in {job.target.parent for job in jobs}:
-        folder.mkdir(parents=True, exist_ok=True)
+    folders, lists = {job.target.parent for job in jobs}, lists or {}
+    for folder in folders:
+        _check_origin(folder, origin)
+    for path, names in lists.items():
+        _is_listed(path, names)
+    for folder in folders:
+        _open_folder(folder, origin)
     made, failures = 0, []
     make = partial(_make, convert=convert, palette=tuple(palette))
     with ExitStack() as stack:
@@ -93,16 +109,45 @@ def convert_all(
             made += fresh
             failures += [failure] if failure else []
             advance(1, f"{made} new")
-    kept = len(jobs) - made - len(failures)
     if failures:
-        shown = "\n  ".join(failures[:FAILURES_SHOWN])
-        more = f"\n  and {len(failures) - FAILURES_SHOWN} more" if len(failures) > FAILURES_SHOWN else ""
-        raise ValueError(
-            f"{len(failures)} of {len(jobs)} masks could not be made, the others are there; mend these and start "
-            f"again:\n  {shown}{more}"
-        )
+        raise ValueError(_tell(failures, len(jobs)))
+    for path, names in lists.items():
+        write_list(path, names)
+    kept = len(jobs) - made
     get_console().print(f"{description}: {made} made, {kept} there already", markup=False)
     return made, kept
+
+
+def _tell(failures: Sequence[str], count: int) -> str:
+    shown = "\n  ".join(failures[:FAILURES_SHOWN])
+    more = f"\n  and {len(failures) - FAILURES_SHOWN} more" if len(failures) > FAILURES_SHOWN else ""
+    some = f"{len(failures)} of {count} masks could not be made, the others are there"
+    which = some if len(failures) < count else f"no mask could be made, of {count}"
+    return f"{which}; mend these and start again:\n  {shown}{more}"
+
+
+def _check_origin(folder: Path, origin: str) -> None:
+    """ValueError where the folder holds masks of another origin."""
+    there = _origin_of(folder)
+    if origin and there not in ("", origin) and any(folder.glob("*.png")):
+        raise ValueError(
+            f"{folder} was made from {there}, this run reads {origin}; the two do not mix, and nothing was written: "
+            f"remove the folder and the lists that were made with it, or name another one with --output"
+        )
+
+
+def _open_folder(folder: Path, origin: str) -> None:
+    """Makes the folder, clears what a killed run left half written and notes the origin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for draft in folder.glob("*".join(DRAFT)):
+        draft.unlink(missing_ok=True)
+    if origin and origin != _origin_of(folder):
+        _write_text(folder / ORIGIN, f"{origin}\n")
+
+
+def _origin_of(folder: Path) -> str:
+    record = folder / ORIGIN
+    return record.read_text(encoding="utf-8").strip() if record.is_file() else ""
 
 
 def _make(job: Job, convert: Convert, palette: tuple[Colour, ...]) -> tuple[bool, str]:
@@ -141,7 +186,7 @@ def write_mask(target: Path, values: np.ndarray, palette: Sequence[Colour], dige
     image.putpalette([part for colour in palette for part in colour] + [0] * (3 * (256 - len(palette))))
     facts = PngInfo()
     facts.add_text(DIGEST_KEY, digest)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".new", delete=False) as new:
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=DRAFT[0], suffix=DRAFT[1], delete=False) as new:
         try:
             image.save(new, "PNG", pnginfo=facts)
             new.flush()
@@ -160,16 +205,27 @@ def _umask() -> int:
 
 def write_list(path: Path, names: Sequence[str]) -> None:
     """Writes names, one a line. A list that is there with the same names stays, one with others is an error."""
-    if path.exists():
-        there = path.read_text(encoding="utf-8").split()
-        if sorted(there) != sorted(names):
-            differing = sorted(set(there) ^ set(names))
-            raise ValueError(
-                f"{path} exists and differs in {count_of(differing, 'name')}; nothing is written over: remove it, or "
-                f"name another folder"
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_listed(path, names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_text(path, "".join(f"{name}\n" for name in names))
+
+
+def _is_listed(path: Path, names: Sequence[str]) -> bool:
+    """Whether the list is there with the same names; ValueError where it has others."""
+    if not path.exists():
+        return False
+    there = path.read_text(encoding="utf-8").split()
+    if sorted(there) != sorted(names):
+        differing = sorted(set(there) ^ set(names))
+        raise ValueError(
+            f"{path} exists and differs in {count_of(differing, 'name')}: it was made from another source or subset, "
+            f"of {len(there)} images, this one has {len(names)}. Nothing is written over: remove the list (masks that "
+            f"are right are kept), or name another folder with --output"
+        )
+    return True
+
+
+def _write_text(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.new")
-    new.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    new.write_text(text, encoding="utf-8")
     os.replace(new, path)

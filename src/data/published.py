@@ -79,7 +79,15 @@ def cityscapes(
     require_split(split, CITYSCAPES, "cityscapes")
     made = base if prepared is None else Path(prepared)
     images = require_folder(base / "leftImg8bit" / split, REMEDY)
-    fine = require_folder(made / "gtFine" / split, REMEDY)
+    output = "" if prepared is None else f" --output {made}"
+    mend = {
+        "labelIds": "copy the published files again, or read others with data.options.labels=labelTrainIds",
+        "labelTrainIds": f"make them with `python tools/prepare_cityscapes.py --root {base}{output}`, or read the "
+        f"published files with data.options.labels=labelIds",
+    }[labels]
+    fine = require_folder(made / "gtFine" / split, mend)
+    if not any(fine.glob(f"*/*_gtFine_{labels}.png")):
+        raise FileNotFoundError(f"{fine} holds no files CITY/*_gtFine_{labels}.png; {mend}")
     items = pair_folders(images, fine, split, ("_leftImg8bit.png",), (f"_gtFine_{labels}.png",))
     check_count(items, CITYSCAPES[split], "cityscapes", split, complete)
     if labels == "labelIds":
