@@ -8,7 +8,16 @@ import sys
 import pytest
 
 from src.config import load_config
-from src.engine.ablation import canonical, done_steps, read_result, read_seeds, read_switch, read_switches, row_name
+from src.engine.ablation import (
+    canonical,
+    done_steps,
+    read_result,
+    read_seeds,
+    read_switch,
+    read_switches,
+    row_name,
+    short_names,
+)
 from src.engine.ablation_process import describe_exit, follow, locked
 from src.engine.ablation_table import DONE, FAILED, spread, summarise
 from src.engine.checkpoint_files import FILES, STATE, publish
@@ -79,6 +88,17 @@ def test_a_name_depends_on_the_row_alone():
     long = [row_name("toy", (f"a={'x' * 300}{end}",)) for end in "yz"]
     assert long[0] != long[1] and max(map(len, long)) < 130
     assert "/" not in row_name("../up", ("a=/b/c",))
+
+
+@pytest.mark.parametrize(("files", "names"), [
+    (["a/x.yaml"], ["x"]),
+    (["a/x.yaml", "a/y.yaml"], ["x", "y"]),
+    (["c/a/x.yaml", "c/b/x.yaml", "c/b/y.yaml"], ["a/x", "b/x", "b/y"]),
+    (["x.yaml", "b/x.yaml"], ["x", "b/x"]),
+    (["x.yaml", "./x.yaml"], ["x", "x"]),
+])  # fmt: skip
+def test_bases_are_named_so_that_they_differ(files, names):
+    assert short_names(files) == names
 
 
 def test_a_folder_is_locked_as_long_as_a_run_lives(tmp_path):

@@ -133,8 +133,8 @@ def plan_rows(
     equal for configs whose runs would be equal; a row that repeats another is noted there and left out.
     """
     rows, problems = {}, []
-    for file in files:
-        base, stem = None, Path(file).stem
+    for file, stem in zip(files, short_names(files), strict=True):
+        base = None
         for change in ((), *changes):
             prefix = f"{stem}: " if len(files) > 1 else ""
             label = f"{prefix}{' + '.join(change)}" if change else stem
@@ -153,6 +153,13 @@ def plan_rows(
                 row.same.append(label)
             base = base or row.name
     return list(rows.values()), problems + name_problems(rows.values())
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """The files' names without suffix, with as many of their folders as tell them apart."""
+    paths = [Path(file).with_suffix("") for file in files]
+    tails = [["/".join(path.parts[-n:]) for path in paths] for n in range(1, 1 + max(len(p.parts) for p in paths))]
+    return next((names for names in tails if len(set(names)) == len(set(paths))), tails[-1])
 
 
 def name_problems(rows: Iterable[Row]) -> list[str]:
