@@ -79,6 +79,8 @@ def test_a_last_class_that_is_rare_is_no_shift(tmp_path):
     assert {f.code for f in examine(tmp_path)} == {"class_absent"}
     BROKEN["zero-based under a one-based table"].spoil(tmp_path)
     assert first(tmp_path) == [] and "labels_zero_based" in {f.code for f in examine(tmp_path)}
+    BROKEN["zero-based with 255, one-based table that knows 255"].spoil(tmp_path)  # 0 and 255 for no label?
+    assert [(f.code, f.severity) for f in first(tmp_path)] == [("labels_zero_based", "warning")]
 
 
 def test_the_short_check_keeps_to_its_time(tmp_path, monkeypatch):
