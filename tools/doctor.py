@@ -71,8 +71,17 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options of `data`."""
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration that names the data")
     parser.add_argument("--splits", metavar="A,B", help="what to read (default: data.train_split and data.val_split)")
-    parser.add_argument("--sheet", metavar="FILE.png", help="contact sheet: labels over images, augmented samples")
+    parser.add_argument(
+        "--sheet", metavar="FILE.png", type=png, help="contact sheet: labels over images, augmented samples"
+    )
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples a split on it (default 12)")
+
+
+def png(text: str) -> str:
+    """The name of a PNG file, for argparse's `type`."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text}: the sheet is a PNG file; give a name that ends in .png")
+    return text
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
