@@ -134,6 +134,17 @@ def test_exit_codes_and_text(tmp_path):
     assert "config file not found: x" in refuse(*command[:3], "x")
 
 
+@pytest.mark.parametrize("command", [("config",), ("data", "--config"), ("env", "--config")], ids=lambda c: c[0])
+def test_a_config_that_is_not_there_is_wrong_usage(command):
+    assert "config file not found: nothing.yaml; give the path" in refuse("tools/doctor.py", *command, "nothing.yaml")
+
+
+@pytest.mark.parametrize("arguments", [(), ("train.steps=3",), ("--strict",)])
+def test_config_without_a_file(arguments):
+    told = refuse("tools/doctor.py", "config", *arguments)
+    assert "which configuration? Name its YAML file" in told and "config [-h] FILE [key=value ...]" in told
+
+
 def test_drawn_scenes_are_read_too(tmp_path):
     (tmp_path / "toy.yaml").write_text(CONFIG.format(root=tmp_path).replace("train_count: 5", "train_count: 3"))
     result = run_command("tools/doctor.py", "data", "--config", tmp_path / "toy.yaml", "--json", "-")

@@ -25,7 +25,8 @@ from src.doctor.finding import Finding, errors, to_report, to_text  # noqa: E402
 from src.doctor.sheet import draw_sheet  # noqa: E402
 from src.doctor.tables import class_table, fact_lines, split_lines  # noqa: E402
 
-EPILOG = """exit codes: 0 no error found (with --strict: no warning either), 1 errors found, 2 wrong usage.
+EPILOG = """exit codes: 0 no error found (with --strict: no warning either), 1 errors found, 2 wrong usage, a
+configuration file that is not there or, but for `config`, one that is refused.
 --json writes {schema, command, ok, counts, findings: [{code, severity, text, where, mend}], facts}.
 """
 
@@ -64,7 +65,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace those of the configuration"
     )
-    return argparse.Namespace(command=command, **vars(parser.parse_intermixed_args(sys.argv[2:])))
+    options = parser.parse_intermixed_args(sys.argv[2:])
+    if command == "config" and (not options.config or ("=" in options.config and not Path(options.config).is_file())):
+        parser.error("which configuration? Name its YAML file before any key=value")
+    return argparse.Namespace(command=command, **vars(options))
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +90,8 @@ def png(text: str) -> str:
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Options of `config`."""
-    parser.add_argument("config", metavar="FILE", help="YAML configuration")
+    parser.usage = "%(prog)s [-h] FILE [key=value ...] [--checkpoint PATH] [--json FILE] [--strict]"
+    parser.add_argument("config", nargs="?", metavar="FILE", help="YAML configuration")
     parser.add_argument("--checkpoint", metavar="PATH", help="weights that it shall load (run, checkpoint or file)")
 
 
@@ -115,6 +120,8 @@ def examine_data(options: argparse.Namespace) -> tuple[list[Finding], dict]:
 
 def examine_config(options: argparse.Namespace) -> tuple[list[Finding], dict]:
     """`config`: without a device, on any machine."""
+    if not Path(options.config).is_file():  # wrong usage, where errors in the file are findings
+        raise FileNotFoundError(f"config file not found: {options.config}; give the path of an existing YAML file")
     return network.examine(options.config, options.overrides, options.checkpoint)
 
 
@@ -131,7 +138,9 @@ def examine_env(options: argparse.Namespace) -> tuple[list[Finding], dict]:
         said_by = said_by if options.device else options.config
     target, said_by = (target, said_by) if target else ("CPU", "the default of a configuration")
     if options.devices > 1:
-        return group.examine_group(target, options.devices, [])
+        settings = ["--config", options.config, *options.overrides] if options.config else []
+        named = ["--device", options.device] if options.device else []
+        return group.examine_group([*settings, *named], options.devices)
     return environment.examine(target, said_by, output_dir)
 
 
