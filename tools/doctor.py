@@ -22,6 +22,7 @@ from src.config import load_config  # noqa: E402
 from src.data import load_classes  # noqa: E402
 from src.doctor import data, environment, group, network  # noqa: E402
 from src.doctor.finding import Finding, errors, to_report, to_text  # noqa: E402
+from src.doctor.settings import load_settings  # noqa: E402
 from src.doctor.sheet import draw_sheet  # noqa: E402
 from src.doctor.tables import class_table, fact_lines, split_lines  # noqa: E402
 
@@ -73,7 +74,7 @@ def read_arguments() -> argparse.Namespace:
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options of `data`."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration that names the data")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, or the base of a data set")
     parser.add_argument("--splits", metavar="A,B", help="what to read (default: data.train_split and data.val_split)")
     parser.add_argument(
         "--sheet", metavar="FILE.png", type=png, help="contact sheet: labels over images, augmented samples"
@@ -104,7 +105,7 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
 
 def examine_data(options: argparse.Namespace) -> tuple[list[Finding], dict]:
     """`data`: all files of the splits; the contact sheet, where it is wanted."""
-    config = load_config(options.config, options.overrides)
+    config = load_settings(options.config, options.overrides)
     splits = options.splits.split(",") if options.splits else [config.data.train_split, config.data.val_split]
     if not all(splits):
         raise ValueError(f"--splits {options.splits}: give names between commas, such as train,val")
