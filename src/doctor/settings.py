@@ -11,17 +11,16 @@ from src.doctor.finding import ERROR, WARNING, Finding
 from src.engine.inference import require_fit
 
 # Sections that say nothing of the data, for files that have none: the bases of the data sets. Mode resize fits all.
-UNREAD = {
-    "model": "{backbone: {name: none}, head: {name: none}}", "loss": "{name: none}",
-    "optimizer": "{name: sgd, lr: 1.0}", "train": "{steps: 1000000000, batch_size: 1}",
-    "eval": "{mode: resize, size: [1, 1]}",
-}  # fmt: skip
+UNREAD = (
+    "model={backbone: {name: none}, head: {name: none}}", "loss={name: none}", "optimizer={name: sgd, lr: 1.0}",
+    "train={steps: 1000000000, batch_size: 1}", "eval={mode: resize, size: [1, 1]}",
+)  # fmt: skip
 
 
 def load_settings(path: str, overrides: Sequence[str]) -> Config:
     """As `load_config`, but a whole section besides `data` may be absent. For looking at data, not for building."""
     given = merge(read_tree(Path(path)), read_overrides(overrides)).value
-    return load_config(path, [*overrides, *(f"{key}={value}" for key, value in UNREAD.items() if key not in given)])
+    return load_config(path, [*overrides, *(text for text in UNREAD if text.partition("=")[0] not in given)])
 
 
 def findings(censuses: Sequence[Census], config: Config, classes: Classes) -> list[Finding]:
