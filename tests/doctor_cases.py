@@ -28,6 +28,7 @@ from tests.doctor_data import (
     rename,
     save_all,
     values,
+    with_ignore,
     write_clean,
 )
 
@@ -200,6 +201,14 @@ BROKEN = {
         lambda r: (r / "classes.yaml").write_text(ONE_BASED), "labels_zero_based",
         ("'tree' is without a pixel", "table: {0: road, 1: sky, 2: tree, 255: ignore}"),
     ),
+    "zero-based with 255, one-based table": Case(
+        lambda r: (with_ignore(r), (r / "classes.yaml").write_text(ONE_BASED)), "labels_zero_based",
+        ("255 marks no label", "3 never occurs", "table: {0: road, 1: sky, 2: tree, 255: ignore}"),
+    ),
+    "zero-based with 255, one-based table that knows 255": Case(
+        lambda r: (with_ignore(r), (r / "classes.yaml").write_text(ONE_BASED.replace("tree}", "tree, 255: ignore}"))),
+        "labels_zero_based", ("'tree' is without a pixel", "table: {0: road, 1: sky, 2: tree, 255: ignore}"),
+    ),
     "zero-based, table without 0": Case(
         lambda r: (r / "classes.yaml").write_text("{names: [road, sky, tree], table: {1: road, 2: sky, 3: tree}}\n"),
         "labels_zero_based", ("Values found: 0..2", "table: {0: road"),
@@ -213,6 +222,10 @@ BROKEN = {
     ),
     "stretched to 255, cut": Case(
         look_up(0, 127, 254), "labels_0_255", ("train/train_0.png", "table: {0: road, 127: sky, 254: tree}"),
+    ),
+    "stretched below 255, which is no label": Case(
+        lambda r: (with_ignore(r), change_labels(r, lambda m: np.where(m == 255, m, m % 3 * 85).astype(np.uint8))),
+        "labels_0_255", ("and 255 for no label", "table: {0: road, 85: sky, 170: tree, 255: ignore}"),
     ),
     "stretched to 16 bits": Case(
         look_up(0, 257, 514, dtype=np.uint16), "labels_16_bit",

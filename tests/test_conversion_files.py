@@ -99,6 +99,32 @@ def test_misuse_exits_with_2(arguments, message, tmp_path, capsys):
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, capsys):
+    weights = vit_reference.timm_weights()
+    broken = {name: weights[name].copy() for name in ("blocks.0.mlp.fc1.weight", "blocks.1.norm2.bias")}
+    broken["blocks.0.mlp.fc1.weight"].flat[[0, 5]] = np.nan, np.inf
+    broken["blocks.1.norm2.bias"][:] = -np.inf
+    save_file({**weights, **broken}, tmp_path / "timm.safetensors")
+    output = tmp_path / "ours.safetensors"
+    assert command("--source", "timm_vit", "--input", tmp_path / "timm.safetensors", "--output", output) == 1
+    told = capsys.readouterr().err
+    assert "in 2 tensors:" in told and "backbone.blocks.0.mlp.fc1.weight (2 of 1024)" in told
+    assert "backbone.blocks.1.norm2.beta (16 of 16)" in told and not output.exists()
+    write_weights(tmp_path / "ours.ckpt", {"x": np.array([0.0, np.nan], np.float32), "n": np.array([3])}, {})
+    assert command("--source", "checkpoint", "--input", tmp_path / "ours.ckpt", "--output", output) == 1
+    assert "in 1 tensors:\n  x (1 of 2)\n" in capsys.readouterr().err and not output.exists()
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.npz", "x"])
+def test_others_files_are_no_checkpoints_of_ours(name, tmp_path, capsys):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(SystemExit) as caught:
+        command("--source", "checkpoint", "--input", tmp_path / name, "--output", tmp_path / "y.safetensors")
+    told = " ".join(capsys.readouterr().err.split())
+    assert caught.value.code == 2 and "the folder of a run or of a checkpoint, .safetensors or .ckpt" in told
+    assert "the source that tells whose they are: released_ecenet, timm_vit" in told
+
+
 def test_sizes_that_weights_do_not_have():
     converted = convert("swin", swin_reference.official_weights())
     with pytest.raises(ValueError, match="no position embeddings"):

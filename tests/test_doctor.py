@@ -12,7 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 from benchmarks.growth import points
 from benchmarks.workers.rows import ROWS
 from src.config import load_config
-from src.doctor import device, environment, memory, network, runtimes
+from src.doctor import device, environment, group, memory, network, runtimes
 from src.doctor.finding import NOTE, Finding, passes, to_report
 from src.engine import weights
 from src.models import create_model
@@ -154,7 +154,9 @@ def test_the_config_command(config, tmp_path):
     assert "config: nothing stands in the way" in result.out and "note memory: a training step" in result.out
     result = run_command("tools/doctor.py", "config", config, "model.head.name=fcn")
     assert result.code == 1 and "error build: the loss cannot be built" in result.out
-    assert run_command("tools/doctor.py", "config", "nothing.yaml").code == 1
+    (tmp_path / "wrong.yaml").write_text("trian: {steps: 1}\n")
+    result = run_command("tools/doctor.py", "config", tmp_path / "wrong.yaml")
+    assert result.code == 1 and "unknown config key 'trian'" in result.out
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------
@@ -166,9 +168,10 @@ FACTS = {
 
 
 def test_the_cpu_computes_and_is_named(config, tmp_path):
-    result = run_command("tools/doctor.py", "env", "--config", config, "--json", "-")
+    result = run_command("tools/doctor.py", "env", "--config", config, f"output_dir={tmp_path}/new", "--json", "-")
     report = json.loads(result.out)
     assert result.code == 0 and report["facts"].keys() == FACTS, report
+    assert report["facts"]["disk"]["place"] == str(tmp_path)  # the part of output_dir that is there
     assert report["facts"]["device"]["device"] == "CPU" and 0 < report["facts"]["device"]["product_error"] < 1e-5
     (told,) = [entry["text"] for entry in report["findings"] if entry["code"] == "device"]
     assert told == f"device.target=CPU ({config}): a training computes on CPU and on nothing else"
@@ -209,13 +212,31 @@ def test_a_wrong_sum_is_found(wrong, codes, monkeypatch):
     assert [finding.code for finding in device.check_all_reduce(1, 3)] == codes
 
 
+@pytest.mark.parametrize("device", [(), ("--device", "CPU")])
+def test_all_processes_are_told_what_was_chosen(device, config, monkeypatch):
+    """The device's origin and output_dir are theirs to know."""
+    started = []
+
+    def start(cluster, folder, command, limits):
+        started.append(command)
+        raise RuntimeError("not started")
+
+    monkeypatch.setattr(group, "start_group", start)
+    settings = ("--config", str(config), "output_dir=elsewhere")
+    result = run_command("tools/doctor.py", "env", "--devices", "2", *settings, *device)
+    assert result.code == 1 and "all_reduce_failed: not started" in result.out
+    assert started[0][1:-2] == ["env", *settings, *device] and started[0][-2] == "--json"
+
+
 @pytest.mark.slow
-def test_a_real_all_reduce():
+def test_a_real_all_reduce(config, tmp_path):
     """Two processes under msrun."""
-    result = run_command("tools/doctor.py", "env", "--devices", "2", "--json", "-")
-    report = json.loads(result.out)
-    assert result.code == 0 and report["facts"]["world_size"] == 2, report
-    assert "summed over 2 processes on CPU" in [entry["text"] for entry in report["findings"]]
+    settings = ("--config", config, f"output_dir={tmp_path}")
+    report = json.loads(run_command("tools/doctor.py", "env", "--devices", "2", *settings, "--json", "-").out)
+    assert report["ok"] and report["facts"]["world_size"] == 2, report
+    texts = [entry["text"] for entry in report["findings"]]
+    assert "summed over 2 processes on CPU" in texts and report["facts"]["disk"]["place"] == str(tmp_path)
+    assert f"device.target=CPU ({config}): a training computes on CPU and on nothing else" in texts
 
 
 def test_installed_runtimes_are_compared(tmp_path):

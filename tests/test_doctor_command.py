@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import doctor as benchmark
 from src.data import load_classes, load_items
-from src.doctor import data
+from src.doctor import data, sheet
 from src.doctor.census import take_census
 from src.doctor.finding import Finding
 from tests.commands import refuse, run_command
@@ -79,6 +79,8 @@ def test_a_last_class_that_is_rare_is_no_shift(tmp_path):
     assert {f.code for f in examine(tmp_path)} == {"class_absent"}
     BROKEN["zero-based under a one-based table"].spoil(tmp_path)
     assert first(tmp_path) == [] and "labels_zero_based" in {f.code for f in examine(tmp_path)}
+    BROKEN["zero-based with 255, one-based table that knows 255"].spoil(tmp_path)  # 0 and 255 for no label?
+    assert [(f.code, f.severity) for f in first(tmp_path)] == [("labels_zero_based", "warning")]
 
 
 def test_the_short_check_keeps_to_its_time(tmp_path, monkeypatch):
@@ -132,6 +134,17 @@ def test_exit_codes_and_text(tmp_path):
     assert "config file not found: x" in refuse(*command[:3], "x")
 
 
+@pytest.mark.parametrize("command", [("config",), ("data", "--config"), ("env", "--config")], ids=lambda c: c[0])
+def test_a_config_that_is_not_there_is_wrong_usage(command):
+    assert "config file not found: nothing.yaml; give the path" in refuse("tools/doctor.py", *command, "nothing.yaml")
+
+
+@pytest.mark.parametrize("arguments", [(), ("train.steps=3",), ("--strict",)])
+def test_config_without_a_file(arguments):
+    told = refuse("tools/doctor.py", "config", *arguments)
+    assert "which configuration? Name its YAML file" in told and "config [-h] FILE [key=value ...]" in told
+
+
 def test_drawn_scenes_are_read_too(tmp_path):
     (tmp_path / "toy.yaml").write_text(CONFIG.format(root=tmp_path).replace("train_count: 5", "train_count: 3"))
     result = run_command("tools/doctor.py", "data", "--config", tmp_path / "toy.yaml", "--json", "-")
@@ -147,6 +160,27 @@ def test_the_benchmark_runs(data_root, tmp_path, monkeypatch, capsys):
     assert entry["seconds"][0] > entry["reading_seconds"][0] > 0 and "6 pairs: " in capsys.readouterr().out
 
 
+def test_a_sheet_of_another_kind_is_refused_before_anything_is_read(tmp_path):
+    command = ("tools/doctor.py", "data", "--config", tmp_path / "gone.yaml", "--json", tmp_path / "x" / "a.json")
+    assert "sheet.txt: the sheet is a PNG file" in refuse(*command, "--sheet", tmp_path / "x" / "sheet.txt")
+    assert not (tmp_path / "x").exists()
+
+
+def test_long_reasons_are_wrapped():
+    font = sheet.load_font()
+    reason = f"cannot decode image /data/{'street_scenes/' * 12}{'x' * 90}.png: no image of a known kind, copy it again"
+    lines = sheet.wrap(reason, font, sheet.TILE)
+    assert all(font.getlength(line) <= sheet.TILE for line in lines)
+    assert "".join(lines).replace(" ", "") == reason.replace(" ", "")  # no letter is lost
+    assert lines[0] == "cannot decode image /data/" and all(line.endswith("/") for line in lines[1:3])
+    tiles = list(sheet.note_tiles("train_1", reason))
+    inked = [(picture != sheet.GREY).any((1, 2)).nonzero()[0] for _, picture in tiles]
+    assert [title for title, _ in tiles] == ["train_1", "not usable"]
+    assert len(lines) * sheet.NOTE_LINE - 5 < inked[0].max() < sheet.TILE and inked[1].size == 0
+    tiles = list(sheet.note_tiles("train_1", reason * 9))
+    assert all((picture[-2 * sheet.NOTE_LINE :] != sheet.GREY).any() for _, picture in tiles)  # both are full
+
+
 def test_the_contact_sheet(tmp_path):
     """Tiles of samples and augmented ones; the label's colours lie over the images at half strength."""
     write_clean(tmp_path)
@@ -156,13 +190,13 @@ def test_the_contact_sheet(tmp_path):
     for i in range(6):
         Image.fromarray(np.full((24, 32, 3), 100, np.uint8)).save(image(tmp_path, i))
     image(tmp_path, 5).write_bytes(b"no image")
-    file = tmp_path / "sheets" / "sheet.png"
+    file = tmp_path / "sheets" / "sheet.PNG"
     command = ("tools/doctor.py", "data", "--config", write_config(tmp_path), "--sheet", file, "data.photometric=false")
     result = run_command(*command, "--samples", "6")
     assert result.code == 1 and f"contact sheet: {file}" in result.out
-    sheet = np.asarray(Image.open(file))
-    assert sheet.shape[1] == 8 + 6 * 248 and sheet.shape[0] > 6 * 180
-    colours, counts = np.unique(sheet.astype(np.int64) @ (1 << 16, 1 << 8, 1), return_counts=True)
+    drawn = np.asarray(Image.open(file))
+    assert drawn.shape[1] == 8 + 6 * 248 and drawn.shape[0] > 6 * 180
+    colours, counts = np.unique(drawn.astype(np.int64) @ (1 << 16, 1 << 8, 1), return_counts=True)
     pixels = {(c >> 16, c >> 8 & 255, c & 255): n for c, n in zip(colours.tolist(), counts.tolist(), strict=True)}
     for tint in ((178, 50, 50), (50, 178, 50), (50, 50, 178)):
         near = sum(n for c, n in pixels.items() if max(abs(a - b) for a, b in zip(c, tint, strict=True)) <= 1)

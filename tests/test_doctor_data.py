@@ -6,13 +6,15 @@ from PIL import Image
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from src.config import load_config
+from src.config import DataConfig, load_config
 from src.data import load_classes, load_items
-from src.data.classes import Classes, generate_palette
+from src.data.classes import Classes, generate_palette, identity_table
+from src.data.folder import folder_classes
 from src.doctor import data, files, values
 from src.doctor.finding import NOTE, errors
 from tests.doctor_cases import BROKEN
 from tests.doctor_data import CLEAN, COUNTS, SPLITS, configure, examine, image, label, write_clean
+from tests.test_published import write_ade20k
 
 
 def test_there_are_enough_kinds():
@@ -62,6 +64,26 @@ def test_real_one_based_labels_are_recognised_and_mended(data_root, tmp_path):
     (tmp_path / "classes.yaml").write_text(names + found["labels_one_based"].mend.splitlines()[-1])
     found = examine(tmp_path, "eval.mode=resize")
     assert errors(found) == [] and {f.code for f in found} == {"class_absent"}  # no tile shows barren land
+
+
+def test_reduced_labels_of_a_fixed_table_are_told(tmp_path):
+    """ADE20K with its labels lowered by one and 255 for none, before training, too; what is printed is complete."""
+    write_ade20k(tmp_path)
+    for file in (tmp_path / "annotations").rglob("*.png"):
+        Image.fromarray(np.array(Image.open(file)) - np.uint8(1)).save(file)  # 0 wraps round to 255
+    settings = DataConfig(dataset="ade20k", root=str(tmp_path), crop_size=(4, 4), options={"complete": False})
+    classes, items = load_classes(settings), load_items(settings, "train")
+    with pytest.raises(ValueError, match="labels look zero-based.* and 150 never occurs") as error:
+        data.check_first(settings, classes, {"train": items})
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    (tmp_path / "classes.yaml").write_text("\n".join(line for line in lines if line.startswith(("names: ", "table: "))))
+    read = folder_classes(str(tmp_path))
+    assert read.names == classes.names and read.table == identity_table(150)
+
+
+def test_values_below_255_may_be_stretched():
+    assert {0: 0, 127: 1} in values.stretched(2) and {0: 0, 64: 1, 128: 2, 191: 3} in values.stretched(4)
+    assert all(len(table) == 7 and max(table) <= 255 for table in values.stretched(7))
 
 
 MENDED = [kind for kind, case in BROKEN.items() if "table: {" in "".join(case.parts)]

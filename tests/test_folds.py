@@ -19,32 +19,40 @@ VALIDATION = {0: ["v__2", "w__3"], 1: ["v__7"], 2: ["x__15"], 3: ["x__16", "x__2
 SHOWN = {"a": [0, 1, 6, 255], "b": [0, 5], "c": [0, 10], "d": [0, 11, 20], "v": [0, 2, 7], "w": [3], "x": [15, 16, 20]}
 
 
-@pytest.fixture
-def pascal(tmp_path) -> str:
+def write_pascal(root: Path) -> None:
     for part, lists in (("trn", TRAINING), ("val", VALIDATION)):
         for fold, lines in lists.items():
-            write_lines(tmp_path / "splits" / "pascal" / part / f"fold{fold}.txt", lines)
+            write_lines(root / "splits" / "pascal" / part / f"fold{fold}.txt", lines)
     for name, values in SHOWN.items():
-        save_photo(tmp_path / "JPEGImages" / f"{name}.jpg")
-        save_mask(tmp_path / "SegmentationClassAug" / f"{name}.png", values, read_classes("voc_2012").palette)
-    return str(tmp_path)
+        save_photo(root / "JPEGImages" / f"{name}.jpg")
+        save_mask(root / "SegmentationClassAug" / f"{name}.png", values, read_classes("voc_2012").palette)
 
 
-@pytest.fixture
-def coco(tmp_path) -> str:
+def write_coco(root: Path) -> None:
     """Classes from 0 in the lists and from 1 in the masks; fold f does not see f, f + 4, ..., f + 76."""
     images = {"train2014/COCO_train2014_01": [0, 1, 2], "val2014/COCO_val2014_02": [0, 1, 5, 80, 255]}
     for name, values in images.items():
-        save_photo(tmp_path / f"{name}.jpg")
-        save_mask(tmp_path / "annotations" / f"{name}.png", values)
+        save_photo(root / f"{name}.jpg")
+        save_mask(root / "annotations" / f"{name}.png", values)
     train, val = (f"{name}.jpg" for name in images)
     for part, lists in (
         ("trn", {0: {1: [train]}, 1: {0: [train], 2: []}, 2: {}, 3: {}}),
         ("val", {0: {0: [val], 4: [val], 8: []}, 1: {}, 2: {}, 3: {79: [val]}}),
     ):
-        (tmp_path / "splits" / "coco" / part).mkdir(parents=True)
+        (root / "splits" / "coco" / part).mkdir(parents=True)
         for fold, content in lists.items():
-            (tmp_path / "splits" / "coco" / part / f"fold{fold}.pkl").write_bytes(pickle.dumps(content))
+            (root / "splits" / "coco" / part / f"fold{fold}.pkl").write_bytes(pickle.dumps(content))
+
+
+@pytest.fixture
+def pascal(tmp_path) -> str:
+    write_pascal(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def coco(tmp_path) -> str:
+    write_coco(tmp_path)
     return str(tmp_path)
 
 

@@ -24,8 +24,8 @@ ALLOWED = {
     "src.engine": ("src.engine", "src.config", "src.metrics", "src.distributed", "src.log"),
     "src.launching": ("src.launching",),
     "src.doctor": (
-        "src.doctor", "src.config", "src.data", "src.models", "src.losses", "src.engine", "src.launching",
-        "src.distributed", "src.log",
+        "src.doctor", "src.config", "src.config_loading", "src.data", "src.models", "src.losses", "src.engine",
+        "src.launching", "src.distributed", "src.log",
     ),
     "src.text": ("src.text",),
     "src.spectral": ("src.spectral", "src.log"),

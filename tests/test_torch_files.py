@@ -144,12 +144,19 @@ def write_tar(path):
 @pytest.mark.parametrize("write, message", [
     (write_tar, r"first PyTorch versions \(tar\).*save it anew"),
     (lambda path: path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"rest"), "before 1.6.*save it anew"),
-    (lambda path: path.write_bytes(b"text"), "not a readable .pth file"),
-    (lambda path: path.write_bytes(b""), "not a readable .pth file"),
+    (lambda path: path.write_bytes(b"text"), "not the zip archive .* since PyTorch 1.6 .*download it again, or open"),
+    (lambda path: path.write_bytes(b""), "not the zip archive .* since PyTorch 1.6 .*download it again, or open"),
     (lambda path: write_pth(path, {"w": ARRAY}, compression=zipfile.ZIP_DEFLATED), "is compressed"),
     (lambda path: write_pth(path, {"w": ARRAY}, []), "There is no item named 'weights/data/0'"),
     (lambda path: write_pth(path, Raw(b"}(")), "MARK"),
-    (lambda path: write_pth(path, {"epoch": 3}), "0 entries of tensors by name instead of one; there are: none"),
+    (lambda path: write_pth(path, {"epoch": 3}), "0 entries of tensors by name instead of one; there are: none; "
+     r"the file holds entries epoch \(int\); save the weights alone: torch.save\(model.state_dict"),
+    (lambda path: write_pth(path, 3), "there are: none; the file holds a value of type int; save the weights alone"),
+    (lambda path: write_pth(path, {"w": ARRAY, "v": ARRAY, "epoch": 3, "name": "x"}), "there are: none; the top holds "
+     r"2 tensors and beside them what is none: epoch \(int\), name \(str\). Save the tensors alone: torch.save"),
+    (lambda path: write_pth(path, {"net": {"w": ARRAY, "epoch": 3}}), "none; net holds 1 tensors .* epoch"),
+    (lambda path: write_pth(path, {"a": {"b": {"w": ARRAY}, "c": {"w": ARRAY}}}), "0 entries of tensors by name "
+     "instead of one at the top and one level below; there are: a.b, a.c; name one with --key"),
     (lambda path: np.savez(path.open("wb"), w=ARRAY), "holds 0 files data.pkl"),
 ])  # fmt: skip
 def test_other_files_are_refused_with_a_reason(write, message, tmp_path):
@@ -166,7 +173,7 @@ def test_a_cut_off_file_is_refused(tmp_path):
     (tmp_path / "flipped.pth").write_bytes(content)
     (tmp_path / "short.pth").write_bytes(content[:1000])
     for name in ("flipped", "short"):
-        with pytest.raises(ValueError, match=rf"{name}\.pth: not a readable"):
+        with pytest.raises(ValueError, match=rf"{name}\.pth: not a readable .* cut off or damaged .*download, copy or"):
             read_pth(tmp_path / f"{name}.pth")
 
 
@@ -177,6 +184,31 @@ def test_one_of_several_state_dicts_is_named(tmp_path):
     assert read_pth(file, "model_ema")["w"].tolist() == (2 * ARRAY).tolist()
     with pytest.raises(ValueError, match="no entry 'teacher' of tensors by name; there are: model, model_ema"):
         read_pth(file, "teacher")
+
+
+def test_one_state_dict_under_two_names(tmp_path):
+    """torch.save writes it once, so that either name means the same object."""
+    twice = Raw(b"}(" + Tensors().emit("model") + b"}q\x00(" + Tensors().emit("w") + Tensors().rebuild(
+        "f4", "0", 6, 0, (6,), (1,)) + b"u" + Tensors().emit("ema") + b"h\x00u")  # fmt: skip
+    file = write_pth(tmp_path / "x.pth", twice, [ARRAY.tobytes()])
+    for key in (None, "model", "ema"):
+        assert_equal(read_pth(file, key), {"w": ARRAY.ravel()})
+
+
+def test_entries_two_levels_below_are_named(tmp_path):
+    file = write_pth(tmp_path / "x.pth", {"a": {"b": {"w": ARRAY}, "epoch": 3}, "seed": 1})
+    with pytest.raises(ValueError, match="there are: a.b; name one with --key$"):
+        read_pth(file)
+    assert_equal(read_pth(file, "a.b"), {"w": ARRAY})
+
+
+@pytest.mark.parametrize("width", [1, 20_000])
+def test_mappings_that_hold_themselves_end(width, tmp_path):
+    """Each of `width` entries of a mapping is the mapping itself."""
+    keys = b"".join(Tensors().emit(f"k{i}") + b"h\x00" for i in range(width))
+    file = write_pth(tmp_path / "x.pth", Raw(b"}q\x00(" + keys + b"u"))
+    with pytest.raises(ValueError, match="there are: none; the file holds entries k0"):
+        read_pth(file)
 
 
 def test_every_type_of_storage_has_the_size_of_pytorch():

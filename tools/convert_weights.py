@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--input", required=True, type=Path, help=f"weights, {', '.join(READABLE)}; of ours see below")
     parser.add_argument("--output", required=True, type=Path, help="file to write, .safetensors or .ckpt, replaced")
     parser.add_argument("--class-token", action="store_true", help="*_vit: keep the class token and its position")
-    parser.add_argument("--key", help="entry of a .pth file that holds the weights, where it has several")
+    parser.add_argument("--key", help="entry of a .pth file that holds the weights, where it has several; a.b: b in a")
     parser.add_argument(
         "--least", type=float, default=1.0, metavar="SHARE",
         help="share of the network's numbers that the file must give; 1 (default): all, and no unknown name",
@@ -83,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(problem)
     try:
         weights, metadata = read_tensors(weights_file(args.input)) if args.source == OURS else convert_file(args)
+        require_finite(args.input, weights)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -104,6 +105,12 @@ def misuse(args: argparse.Namespace) -> str:
     """What is wrong with the arguments; empty when nothing is."""
     if args.source == OURS and not args.input.exists():
         return f"--input {args.input}: no such file or folder"
+    if args.source == OURS and args.input.is_file() and args.input.suffix not in (SAFETENSORS, CKPT):
+        return (
+            f"--input {args.input}: --source {OURS} is for weights that this project wrote: the folder of a run or "
+            f"of a checkpoint, {SAFETENSORS} or {CKPT}; others' files take the source that tells whose they are: "
+            f"{', '.join(SOURCES)}"
+        )
     if args.source != OURS and args.input.suffix not in READABLE:
         return f"--input {args.input}: need a file that ends in {', '.join(READABLE[:-1])} or {READABLE[-1]}"
     if args.source != OURS and not args.input.is_file():
@@ -165,6 +172,17 @@ def convert_file(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[
     if resized.missing:
         metadata[MISSING] = json.dumps(resized.missing)
     return resized.weights, metadata
+
+
+def require_finite(path: Path, weights: dict[str, np.ndarray]) -> None:
+    """Raises ValueError that lists the tensors with NaN or infinity."""
+    counts = {name: value.size - np.isfinite(value).sum() for name, value in weights.items()}
+    bad = [f"{name} ({number} of {weights[name].size})" for name, number in counts.items() if number]
+    if bad:
+        raise ValueError(
+            f"{path}: nothing was written, numbers that are NaN or infinite are in {len(bad)} tensors:\n  "
+            + "\n  ".join(bad) + "\ndownload or save the file again, or take weights from before training went bad"
+        )  # fmt: skip
 
 
 def report(converted: Converted, resized: Converted, least: float) -> list[str]:

@@ -22,10 +22,12 @@ from src.config import load_config  # noqa: E402
 from src.data import load_classes  # noqa: E402
 from src.doctor import data, environment, group, network  # noqa: E402
 from src.doctor.finding import Finding, errors, to_report, to_text  # noqa: E402
+from src.doctor.settings import load_settings  # noqa: E402
 from src.doctor.sheet import draw_sheet  # noqa: E402
 from src.doctor.tables import class_table, fact_lines, split_lines  # noqa: E402
 
-EPILOG = """exit codes: 0 no error found (with --strict: no warning either), 1 errors found, 2 wrong usage.
+EPILOG = """exit codes: 0 no error found (with --strict: no warning either), 1 errors found, 2 wrong usage, a
+configuration file that is not there or, but for `config`, one that is refused.
 --json writes {schema, command, ok, counts, findings: [{code, severity, text, where, mend}], facts}.
 """
 
@@ -64,20 +66,33 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace those of the configuration"
     )
-    return argparse.Namespace(command=command, **vars(parser.parse_intermixed_args(sys.argv[2:])))
+    options = parser.parse_intermixed_args(sys.argv[2:])
+    if command == "config" and (not options.config or ("=" in options.config and not Path(options.config).is_file())):
+        parser.error("which configuration? Name its YAML file before any key=value")
+    return argparse.Namespace(command=command, **vars(options))
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options of `data`."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration that names the data")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, or the base of a data set")
     parser.add_argument("--splits", metavar="A,B", help="what to read (default: data.train_split and data.val_split)")
-    parser.add_argument("--sheet", metavar="FILE.png", help="contact sheet: labels over images, augmented samples")
+    parser.add_argument(
+        "--sheet", metavar="FILE.png", type=png, help="contact sheet: labels over images, augmented samples"
+    )
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples a split on it (default 12)")
+
+
+def png(text: str) -> str:
+    """The name of a PNG file, for argparse's `type`."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text}: the sheet is a PNG file; give a name that ends in .png")
+    return text
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Options of `config`."""
-    parser.add_argument("config", metavar="FILE", help="YAML configuration")
+    parser.usage = "%(prog)s [-h] FILE [key=value ...] [--checkpoint PATH] [--json FILE] [--strict]"
+    parser.add_argument("config", nargs="?", metavar="FILE", help="YAML configuration")
     parser.add_argument("--checkpoint", metavar="PATH", help="weights that it shall load (run, checkpoint or file)")
 
 
@@ -90,7 +105,7 @@ def add_env_options(parser: argparse.ArgumentParser) -> None:
 
 def examine_data(options: argparse.Namespace) -> tuple[list[Finding], dict]:
     """`data`: all files of the splits; the contact sheet, where it is wanted."""
-    config = load_config(options.config, options.overrides)
+    config = load_settings(options.config, options.overrides)
     splits = options.splits.split(",") if options.splits else [config.data.train_split, config.data.val_split]
     if not all(splits):
         raise ValueError(f"--splits {options.splits}: give names between commas, such as train,val")
@@ -106,6 +121,8 @@ def examine_data(options: argparse.Namespace) -> tuple[list[Finding], dict]:
 
 def examine_config(options: argparse.Namespace) -> tuple[list[Finding], dict]:
     """`config`: without a device, on any machine."""
+    if not Path(options.config).is_file():  # wrong usage, where errors in the file are findings
+        raise FileNotFoundError(f"config file not found: {options.config}; give the path of an existing YAML file")
     return network.examine(options.config, options.overrides, options.checkpoint)
 
 
@@ -122,7 +139,9 @@ def examine_env(options: argparse.Namespace) -> tuple[list[Finding], dict]:
         said_by = said_by if options.device else options.config
     target, said_by = (target, said_by) if target else ("CPU", "the default of a configuration")
     if options.devices > 1:
-        return group.examine_group(target, options.devices, [])
+        settings = ["--config", options.config, *options.overrides] if options.config else []
+        named = ["--device", options.device] if options.device else []
+        return group.examine_group([*settings, *named], options.devices)
     return environment.examine(target, said_by, output_dir)
 
 

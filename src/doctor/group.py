@@ -15,12 +15,16 @@ SECONDS = 120  # until all processes must have met
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
 
 
-def examine_group(target: str, devices: int, said: list[str]) -> tuple[list[Finding], dict]:
-    """Starts `doctor.py env` in `devices` processes under msrun; the findings of all ranks, the facts of rank 0."""
+def examine_group(chosen: list[str], devices: int) -> tuple[list[Finding], dict]:
+    """Starts `doctor.py env` in `devices` processes under msrun; the findings of all ranks, the facts of rank 0.
+
+    chosen: arguments that say what is meant, --config with settings and --device, so that each process knows it all.
+    """
     adopt_orphans()
+    said: list[str] = []
     with tempfile.TemporaryDirectory(prefix="doctor_") as name:
         folder = Path(name)
-        command = [str(TOOL), "env", "--device", target, "--json", str(folder / "rank.json")]
+        command = [str(TOOL), "env", *chosen, "--json", str(folder / "rank.json")]
         try:
             group = start_group(Cluster(devices, port=free_port(), timeout=SECONDS), folder, command, Limits())
         except RuntimeError as error:

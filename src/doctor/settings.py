@@ -1,12 +1,26 @@
-"""Where the data does not fit the settings that will read it."""
+"""The settings that data are looked at with, and where the data does not fit them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from src.config import Config
+from src.config import Config, load_config
+from src.config_loading import merge, read_overrides, read_tree
 from src.data.classes import Classes
 from src.doctor.census import Census
 from src.doctor.finding import ERROR, WARNING, Finding
 from src.engine.inference import require_fit
+
+# Sections that say nothing of the data, for files that have none: the bases of the data sets. Mode resize fits all.
+UNREAD = (
+    "model={backbone: {name: none}, head: {name: none}}", "loss={name: none}", "optimizer={name: sgd, lr: 1.0}",
+    "train={steps: 1000000000, batch_size: 1}", "eval={mode: resize, size: [1, 1]}",
+)  # fmt: skip
+
+
+def load_settings(path: str, overrides: Sequence[str]) -> Config:
+    """As `load_config`, but a whole section besides `data` may be absent. For looking at data, not for building."""
+    given = merge(read_tree(Path(path)), read_overrides(overrides)).value
+    return load_config(path, [*overrides, *(text for text in UNREAD if text.partition("=")[0] not in given)])
 
 
 def findings(censuses: Sequence[Census], config: Config, classes: Classes) -> list[Finding]:

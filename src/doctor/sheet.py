@@ -22,7 +22,8 @@ from src.doctor.listing import list_split
 
 TILE = 240  # pixels of a tile's longer side
 MARGIN, LINE, TEXT = 8, 18, 12  # pixels: between tiles, of a line of text, of its letters
-BACKGROUND, INK = (255, 255, 255), (32, 32, 32)
+NOTE_LINE = 15  # pixels: of a line of text in the place of a picture
+BACKGROUND, INK, GREY = (255, 255, 255), (32, 32, 32), (224, 224, 224)
 OPACITY = 0.5
 COLUMNS = 6  # tiles beside each other; every sample takes two of them: the image, and its label over it
 HATCH = 8  # pixels between the stripes on ignored pixels
@@ -49,13 +50,12 @@ def spread_out(items: Sequence[Item], number: int) -> list[Item]:
 
 
 def sample_tiles(items: Sequence[Item], classes: Classes) -> Iterator[Tile]:
-    """Two tiles a sample; for one that cannot be read, a grey one with the reason."""
+    """Two tiles a sample; for one that cannot be read, grey ones with the reason."""
     for item in items:
         try:
             sample = read_item(item, classes.table)
         except (ValueError, OSError) as error:
-            yield f"{item.name}: {error}", np.full((TILE, TILE, 3), 200, np.uint8)
-            yield "not usable", np.full((TILE, TILE, 3), 200, np.uint8)
+            yield from note_tiles(item.name, str(error))
             continue
         yield item.name, shrink(sample["image"])
         yield present(sample["label"], classes), overlay(sample["image"], sample["label"], classes)
@@ -72,12 +72,39 @@ def augmented_tiles(config: Config, items: Sequence[Item], classes: Classes, num
         try:
             sample = dict(zip(names, stream[i], strict=True))
         except ValueError as error:
-            yield str(error), np.full((TILE, TILE, 3), 200, np.uint8)
-            yield "not usable", np.full((TILE, TILE, 3), 200, np.uint8)
+            yield from note_tiles(f"sample {i}", str(error))
             continue
         image = sample["image"].transpose(1, 2, 0)
         yield items[int(sample["item"])].name, shrink(image)
         yield present(sample["label"], classes), overlay(image, sample["label"], classes)
+
+
+def note_tiles(caption: str, text: str) -> Iterator[Tile]:
+    """Two grey tiles over which a text flows; what both have no room for ends in dots."""
+    font, room = load_font(), (TILE - MARGIN) // NOTE_LINE
+    lines = wrap(text, font, TILE - MARGIN)
+    if len(lines) > 2 * room:
+        lines[2 * room - 1 :] = ["..."]
+    for title, part in ((caption, lines[:room]), ("not usable", lines[room:])):
+        tile = Image.new("RGB", (TILE, TILE), GREY)
+        pen = ImageDraw.Draw(tile)
+        for i, line in enumerate(part):
+            pen.text((MARGIN // 2, MARGIN // 2 + i * NOTE_LINE), line, INK, font)
+        yield title, np.asarray(tile)
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines of a text that are at most `width` pixels long, broken at spaces and slashes where there are any."""
+    lines, rest = [], " ".join(text.split())
+    while rest:
+        end = 1
+        while end < len(rest) and font.getlength(rest[: end + 1]) <= width:
+            end += 1
+        if end < len(rest):
+            end = max(rest.rfind(" ", 0, end + 1), rest.rfind("/", 0, end)) + 1 or end
+        lines.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    return lines
 
 
 def present(label: np.ndarray, classes: Classes) -> str:

@@ -73,6 +73,14 @@ def recognise(
 def conventions(seen: set[int], classes: Classes) -> Iterator[tuple[str, str, Table]]:
     """(code, text, table) of the conventions that are known, the likeliest first."""
     count = len(classes)
+    zero_based = {k: k for k in range(count)}
+    if expects_one_based(classes) and IGNORE not in classes.table and {0, IGNORE} <= seen and count not in seen:
+        text = (
+            "The labels look zero-based, as after 0 was made 255 and all else lowered by one: 255 marks no label, as "
+            f"0 does in the table, and {count} never occurs. If 0 is no label here either and class "
+            f"{classes.names[-1]!r} merely does not occur, add 255: ignore to the table instead."
+        )
+        yield "labels_zero_based", text, {**zero_based, IGNORE: IGNORE}
     voids = {value: IGNORE for value in (IGNORE, IGNORE_16_BIT) if value in seen and value not in classes.table}
     if voids:
         text = f"The table does not say what {' and '.join(map(str, voids))} stands for; it mostly marks no label."
@@ -84,22 +92,35 @@ def conventions(seen: set[int], classes: Classes) -> Iterator[tuple[str, str, Ta
         yield "labels_one_based", text, {0: IGNORE, **{k + 1: k for k in range(count)}, **ignored}
     if 0 in seen:
         text = f"The labels look zero-based: 0..{count - 1} for {count} classes, which is not what the table expects."
-        yield "labels_zero_based", text, {**{k: k for k in range(count)}, **ignored}
+        yield "labels_zero_based", text, {**zero_based, **ignored}
     for table in stretched(count):
         if len(seen) > 1:
-            text = f"The labels look stretched over 0..255 to be seen: {some_values(set(table))} for {count} classes."
-            yield "labels_0_255", text, table
+            void = {IGNORE: IGNORE} if IGNORE in seen - table.keys() else {}
+            text = f"The labels look stretched over 0..255 to be seen: {some_values(set(table))} for {count} classes"
+            yield "labels_0_255", f"{text}{', and 255 for no label' if void else ''}.", {**table, **void}
     text = "The labels look stretched from 8 to 16 bits: every index times 257."
     yield "labels_16_bit", text, {**{257 * k: k for k in range(count)}, IGNORE_16_BIT: IGNORE}
 
 
 def stretched(count: int) -> list[Table]:
-    """Tables of indices spread over 0..255 in the usual ways: rounded and whole steps up to 255, shares of 256."""
+    """Tables of indices spread over 0..255 in the usual ways: rounded and whole steps, the last index at 255 or below.
+
+    Below, 255 may be left for pixels without a label.
+    """
     if count < 2:
         return []
-    steps = [[round(k * 255 / (count - 1)) for k in range(count)], [k * (255 // (count - 1)) for k in range(count)],
-             [k * 255 // (count - 1) for k in range(count)], [k * (255 // count) for k in range(count)]]  # fmt: skip
+    steps = [
+        [step(k, parts) for k in range(count)]
+        for parts in (count - 1, count)
+        for step in (lambda k, n: round(k * 255 / n), lambda k, n: k * (255 // n), lambda k, n: k * 255 // n)
+    ]
     return [{value: k for k, value in enumerate(values)} for values in steps if len(set(values)) == count]
+
+
+def expects_one_based(classes: Classes) -> bool:
+    """Whether the table says that 1..K are the classes and 0 is no label."""
+    one_based = {k + 1: k for k in range(len(classes))}
+    return one_based.items() <= classes.table.items() and classes.table.get(0) == IGNORE
 
 
 def suspect(
@@ -107,8 +128,8 @@ def suspect(
 ) -> list[Finding]:  # fmt: skip
     """Conventions that fit into the table and are silently wrong.
 
-    Shifted values are suspected only where all masks were read and every class but the outermost occurs: of many
-    classes, a few images lack the last one often enough.
+    Shifted values are suspected only where every class but the outermost occurs, and where all masks were read or 255
+    occurs beside 0: of many classes, a few images lack the last one often enough.
     """
     count, table = len(classes), classes.table
     files = name_some([short(file) for census in censuses for file in census.holders.get(max(seen), [])[:2]])
@@ -119,24 +140,21 @@ def suspect(
         )
         severity, lines = ERROR if complete else WARNING, mend({0: 0, IGNORE: 1}, classes, place)
         return [Finding("labels_0_255", severity, text, (), lines)]
-    if not complete:
-        return []
-    one_based = {k + 1: k for k in range(count)}
     zero_based = {k: k for k in range(count)}
-    expects_one = one_based.items() <= table.items() and table.get(0) == IGNORE
-    if expects_one and count > 1 and count not in seen and set(range(count)) <= seen:
+    missing_last = expects_one_based(classes) and count > 1 and count not in seen and set(range(count)) <= seen
+    if missing_last and (complete or IGNORE in seen):
         text = (
             f"The labels may be zero-based: {some_values(seen)} occur, {count} never does, so that class "
             f"{classes.names[-1]!r} is without a pixel and 0 is ignored, in {files}."
         )
         return [Finding("labels_zero_based", WARNING, text, (), mend({**zero_based, IGNORE: IGNORE}, classes, place))]
     expects_zero = zero_based.items() <= table.items() and table.get(count) == IGNORE
-    if expects_zero and 0 not in seen and set(range(1, count + 1)) <= seen:
+    if complete and expects_zero and 0 not in seen and set(range(1, count + 1)) <= seen:
         text = (
             f"The labels may be one-based: {some_values(seen)} occur, 0 never does, so that class "
             f"{classes.names[0]!r} is without a pixel and {count} is ignored, in {files}."
         )
-        other = {0: IGNORE, **one_based, IGNORE: IGNORE}
+        other = {0: IGNORE, **{k + 1: k for k in range(count)}, IGNORE: IGNORE}
         return [Finding("labels_one_based", WARNING, text, (), mend(other, classes, place))]
     return []
 
@@ -184,13 +202,14 @@ def some_values(values: set[int], shown: int = 12) -> str:
 
 
 def mend(table: Table, classes: Classes, place: str | None) -> str:
-    """The lines that make the table fit."""
+    """The lines that make the table fit; for a fixed table, all of a classes.yaml."""
     line = f"table: {{{', '.join(f'{value}: {quote(name_of(k, classes))}' for value, k in sorted(table.items()))}}}"
     if place is not None:
         return f"if that is so, write into {place} in place of its table:\n{line}"
     return (
         "the table of this data set is fixed: bring the labels into their published form, or read them as "
-        f"data.dataset=folder with classes.yaml holding\n{line}"
+        "data.dataset=folder (images/SPLIT, labels/SPLIT) with classes.yaml holding\n"
+        f"names: [{', '.join(map(quote, classes.names))}]\n{line}"
     )
 
 

@@ -10,6 +10,7 @@ import pickle
 import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,12 @@ STORAGES = {
     "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?",
 }  # fmt: skip
 BFLOAT16 = "BFloat16Storage"
-SAVE_AGAIN = "open it in PyTorch once and save it anew: torch.save(torch.load(OLD, map_location='cpu'), NEW)"
+DEPTH = 2  # levels below the top at which tensors by name are looked for
+SHOWN = 5  # names in a text
+WEIGHTS_ALONE = "save the weights alone: torch.save(model.state_dict(), FILE)"
+SAVE_AGAIN = (
+    "open it in PyTorch once and save it anew: torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW)"
+)
 BEFORE_ZIP = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a number with which pickles of 2017 to 2020 begin
 
 
@@ -57,7 +63,7 @@ class TensorUnpickler(pickle.Unpickler):
             return name
         raise pickle.UnpicklingError(
             f"it wants to use {module}.{name}, which is neither a tensor nor a plain container, and was not looked up; "
-            "save the weights alone: torch.save(model.state_dict(), FILE)"
+            f"{WEIGHTS_ALONE}"
         )
 
     def persistent_load(self, pid) -> np.ndarray:
@@ -100,14 +106,14 @@ def rebuild_parameter(tensor: np.ndarray, *_) -> np.ndarray:
 def read_pth(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
     """Tensors by name of a .pth file: its state dict, which lies at the top or one level below.
 
-    key: which entry of the top holds them, where several do. Raises ValueError where the file is of the older formats,
-    damaged, wants anything but tensors and containers, or holds no or several state dicts.
+    key: which entry of the top holds them, where several do; `a.b` is entry b of entry a. Raises ValueError where the
+    file is of the older formats, damaged, wants anything but tensors and containers, or holds no state dict or several.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             tree = unpickle(archive)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: {older_format(Path(path)) or f'not a readable .pth file ({error})'}") from error
+        raise ValueError(f"{path}: {older_format(Path(path)) or no_archive(Path(path), error)}") from error
     except (pickle.UnpicklingError, KeyError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a readable .pth file: {error}") from error
     except (TypeError, ValueError, AttributeError, IndexError, OverflowError, MemoryError, RuntimeError) as error:
@@ -143,19 +149,75 @@ def older_format(path: Path) -> str:
     return ""
 
 
+def no_archive(path: Path, error: zipfile.BadZipFile) -> str:
+    """What a file is that is no sound zip archive, and what to do."""
+    with path.open("rb") as file:
+        begins_well = file.read(2) == b"PK"
+    if begins_well:
+        return f"not a readable .pth file: cut off or damaged ({error}); download, copy or save it again"
+    return (
+        f"not a readable .pth file: not the zip archive that torch.save has written since PyTorch 1.6 ({error}); "
+        f"download it again, or {SAVE_AGAIN}"
+    )
+
+
 def state_dict(path: str | Path, tree, key: str | None) -> dict[str, np.ndarray]:
-    """The mapping of names to tensors at the top or one level below."""
-    if key is None and is_state(tree):
-        return dict(tree)
-    entries = tree.items() if isinstance(tree, dict) else ()
-    found = {name: value for name, value in entries if is_state(value)}
-    if key is None and len(found) == 1:
-        return dict(*found.values())
-    if key in found:
-        return dict(found[key])
-    what = ", ".join(map(str, found)) or "none"
-    asked = f"no entry {key!r} of tensors by name" if key else f"{len(found)} entries of tensors by name instead of one"
-    raise ValueError(f"{path}: {asked}; there are: {what}" + ("; name one with --key" if found else ""))
+    """The mapping of names to tensors that `key` names; without one, the only one at the top or one level below."""
+    if isinstance(tree, dict) and is_state(tree.get(key)):
+        return dict(tree[key])
+    found = {place: value for place, value in mappings(tree) if is_state(value)}
+    near = [place for place in found if len(place) <= 1]
+    names = {".".join(place): place for place in found}
+    if key is None and len(near) == 1:
+        return dict(found[near[0]])
+    if key in names:
+        return dict(found[names[key]])
+    if key is not None:
+        asked = f"no entry {key!r} of tensors by name"
+    else:
+        asked = f"{len(near)} entries of tensors by name instead of one"
+        asked += " at the top and one level below" if found and not near else ""
+    there = f"there are: {', '.join(names)}; name one with --key" if found else "there are: none"
+    raise ValueError("; ".join([f"{path}: {asked}", there, *(mixtures(tree) or ([] if found else [content(tree)]))]))
+
+
+def mappings(tree) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """(keys that lead there, mapping) of the top and of what lies up to DEPTH levels below, each once."""
+    queue, seen = [((), tree)], set()
+    for place, value in queue:  # which grows
+        if not isinstance(value, dict) or id(value) in seen:
+            continue
+        seen.add(id(value))  # a pickle may nest a mapping in itself, and a thousand times over
+        yield place, value
+        if len(place) < DEPTH:
+            queue += [((*place, str(name)), child) for name, child in value.items() if isinstance(child, dict)]
+
+
+def mixtures(tree) -> list[str]:
+    """What is said of mappings in which something else lies beside tensors."""
+    told = []
+    for place, value in mappings(tree):
+        others = {name: child for name, child in value.items() if not isinstance(child, np.ndarray)}
+        if others and len(others) < len(value):
+            count = len(value) - len(others)
+            told.append(
+                f"{'.'.join(place) or 'the top'} holds {count} tensors and beside them what is none: {kinds(others)}. "
+                "Save the tensors alone: "
+                "torch.save({name: x for name, x in STATE.items() if torch.is_tensor(x)}, FILE)"
+            )
+    return told[:SHOWN]
+
+
+def content(tree) -> str:
+    """What a file without tensors by name holds instead."""
+    what = f"entries {kinds(tree)}" if isinstance(tree, dict) and tree else f"a value of type {type(tree).__name__}"
+    return f"the file holds {what}; {WEIGHTS_ALONE}"
+
+
+def kinds(entries: dict) -> str:
+    """`epoch (int), meta (dict) and 3 more`."""
+    listed = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(entries.items())[:SHOWN])
+    return listed + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
 
 
 def is_state(value) -> bool:
