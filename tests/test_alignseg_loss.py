@@ -7,6 +7,7 @@ from scipy.special import log_softmax
 
 from src.losses import batch_counts, check_outputs, create_loss
 from src.losses.alignseg import AlignSegLoss, lovasz_softmax
+from src.models.heads.alignseg import AlignSegHead
 from src.models.heads.fcn import FCNHead
 from tests.losses_reference import make_batch
 from tests.network_reference import resize_corners
@@ -15,6 +16,7 @@ from tests.running import draw
 K, GRID, LABEL = 4, (3, 4), (6, 8)
 COUNTS = np.array([200.0, 9.0, 5.0], np.float32)  # of a larger global batch than the one at hand
 LOVASZ = {"weights": {"lovasz": 0.8}}
+STATIC = {"name": "dfr", "weights": {"consistency": 0.0}, "regulariser": {"kernels": [[1.0, 100.0, 0.06, 0.0]]}}
 
 
 class Slopes(nn.Cell):
@@ -157,10 +159,32 @@ def test_batch_without_valid_pixel_gives_zero(options):
 
 
 def test_what_the_head_must_give():
-    head = FCNHead((8,), (GRID,), K, channels=4)
+    head = AlignSegHead((8,), (GRID,), K, channels=4, auxiliary=False)
     check_outputs(head, create_loss({"name": "alignseg", "weights": {"aux": 0.0}}, K))
-    with pytest.raises(ValueError, match="loss 'alignseg' needs auxiliary, which the head does not give"):
+    with pytest.raises(ValueError, match=(
+        r"'alignseg' needs auxiliary, which the head does not give \(it gives logits\); set loss.weights.aux to 0, use "
+        "loss partial_cross_entropy, or"
+    )):  # fmt: skip
         check_outputs(head, create_loss({"name": "alignseg"}, K))
+
+
+def test_the_loss_resizes_logits_as_evaluation_does():
+    ours, other = AlignSegHead((8,), (GRID,), K, channels=4), FCNHead((8,), (GRID,), K, channels=4)
+    with pytest.raises(ValueError, match=(
+        "'cross_entropy' resizes logits with half-pixel centres, those of AlignSegHead are evaluated corner to corner; "
+        "use loss alignseg or"
+    )):  # fmt: skip
+        check_outputs(ours, create_loss({"name": "cross_entropy"}, K))
+    with pytest.raises(ValueError, match="'alignseg' resizes logits corner to corner, those of FCNHead .* half-pixel"):
+        check_outputs(other, create_loss({"name": "alignseg", "weights": {"aux": 0.0}}, K))
+    for loss, key in (
+        ({"name": "partial_cross_entropy"}, "loss.align_corners"),
+        (STATIC, "loss.base.align_corners"),
+    ):
+        with pytest.raises(ValueError, match=f"set {key} to true, or use loss alignseg"):
+            check_outputs(ours, create_loss(loss, K))
+        check_outputs(other, create_loss(loss, K))
+    check_outputs(ours, create_loss({"name": "partial_cross_entropy", "align_corners": True}, K))
 
 
 @pytest.mark.parametrize(("options", "message"), [

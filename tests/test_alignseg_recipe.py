@@ -8,12 +8,13 @@ import pytest
 from mindspore import nn, ops
 from scipy.special import softmax
 
-from src.config import EvalConfig
+from src.config import EvalConfig, load_config
 from src.constants import MEAN_PIXEL
 from src.engine.graphs import NetworkLogits
 from src.engine.inference import predict_scores, window_starts
 from src.engine.optimizer import learning_rates
 from src.engine.predict_net import PredictNet
+from tests.conftest import ROOT
 from tests.network_reference import resize_corners
 from tests.running import run
 
@@ -29,9 +30,29 @@ def test_t14_learning_rates():
     (872, 582, [0, 152], [0, 582, 1164, 1176]), (769, 513, [0, 255], [0, 513, 1026, 1279]),
 ])  # fmt: skip
 def test_t16_tiles(tile, stride, tops, lefts):
-    assert -(-tile * 2 // 3) == stride
     assert window_starts(1024, tile, stride) == tops
     assert window_starts(2048, tile, stride) == lefts
+
+
+@pytest.mark.parametrize("name", ["resnet101_cityscapes", "resnet50_cityscapes"])
+def test_the_released_recipe_of_cityscapes(name):
+    """Section 7.1 and 7.4 of the spec."""
+    config = load_config(ROOT / "config" / "alignseg" / f"{name}.yaml")
+    rule, data = config.optimizer, config.data
+    assert (rule.name, rule.lr, rule.momentum, rule.weight_decay, rule.power) == ("sgd", 0.01, 0.9, 5e-4, 0.9)
+    assert (rule.warmup_steps, rule.head_lr_multiplier, config.train.steps) == (0, 1.0, 120_000)
+    assert config.train.batch_size == 4 and "Train: bash scripts/run_distribute_train.sh" in header(name)
+    assert header(name).split(f"{name}.yaml ")[1].startswith("2\n")  # devices
+    assert (data.crop_size, data.scale_range, data.flip) == ((872, 872), (0.7, 2.1), 0.5)
+    assert not data.photometric and data.max_class_share == 1.0
+    assert config.loss == {"name": "alignseg", "weights": {"lovasz": 0.8}}
+    assert (config.eval.mode, config.eval.size, config.eval.stride) == ("slide", (872, 872), (582, 582))
+    assert config.model.head == {"name": "alignseg", "channels": 256}
+
+
+def header(name: str) -> str:
+    """What stands above the settings of a config of ours."""
+    return (ROOT / "config" / "alignseg" / f"{name}.yaml").read_text().split("_base_:")[0]
 
 
 class Means(nn.Cell):

@@ -99,7 +99,10 @@ def test_t9_one_place_is_finite(shape, mode):
     found = sampled(M, offsets(*shape), mode=mode)
     assert found.shape == (1, 1, *shape) and np.isfinite(found).all()
     assert found[0, 0, 0, 0] == pytest.approx(0.0, abs=1e-6)  # a lone place lies on the first pixel
-    assert np.isfinite(sampled(M[:, :, :1, :1], offsets(*shape, x=0.3, y=0.2), mode=mode)).all()
+    pixel, moved = Tensor(M[:, :, :1, :1] + 3.0), Tensor(offsets(*shape, x=0.3, y=0.2))
+    (_, found), gradients = Slopes(mode=mode)(pixel, moved, Tensor(np.ones((1, 1, *shape), np.float32)))
+    assert all(np.isfinite(array.asnumpy()).all() for array in (found, *gradients))
+    assert gradients[0].asnumpy().any()
 
 
 def test_border_padding_repeats_the_edge():

@@ -7,7 +7,7 @@ import pytest
 from mindspore.nn.utils import no_init_parameters
 from safetensors.numpy import save_file
 
-from src.engine.weights import load_pretrained, read_tensors
+from src.engine.weights import load_pretrained, load_weights, read_tensors
 from src.models.backbones.mobilenet_v2 import GROUPS, REPEATS, MobileNetV2, mobilenet_v2
 from src.models.backbones.resnet import ResNet, resnet_101
 from src.models.conversion import convert
@@ -119,6 +119,17 @@ def test_released_alignseg(tmp_path):
     np.testing.assert_array_equal(found["head.context.local.norm2.beta"], weights["CAM.adapt.3.bias"])
     np.testing.assert_array_equal(found["head.laterals.4.conv2.weight"], weights["RRB5a.residual.2.weight"])
     np.testing.assert_array_equal(found["head.auxiliary.classifier.bias"], weights["dsn.3.bias"])
+    theirs, ours = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
+    save_file(weights, theirs)
+    assert main(["--source", "alignseg", "--input", str(theirs), "--output", str(ours)]) == 0
+    network = Segmentor(backbone, head, (0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(ValueError, match=(
+        "ours.safetensors: the weights were trained with sampler 'legacy' of the head, the network has 'standard', "
+        "with which they do not work; set model.head.sampler=legacy"
+    )):  # fmt: skip
+        load_weights(network, ours)
+    network.head = AlignSegHead(backbone.channels, backbone.grids, 5, channels=8, sampler="legacy")
+    load_weights(network, ours)
     del weights["CAM.pool.3.weight"]
     with pytest.raises(ValueError, match=r"missing \(1\):\n  head.context.pooled.conv2.weight"):
         convert("alignseg", weights)

@@ -57,6 +57,7 @@ examples:
 """
 
 OURS = "checkpoint"  # the source that is no public one
+RELEASED_FACTS = {"alignseg": {"sampler": "legacy"}}  # settings without which the weights of a source do not work
 NPZ, PTH = ".npz", (".pth", ".pt")
 READABLE = (NPZ, SAFETENSORS, CKPT, *PTH)
 
@@ -166,7 +167,7 @@ def convert_file(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[
     except ValueError as error:
         raise ValueError(f"{args.input}: {error}") from error
     print("\n".join(report(converted, resized, args.least)))
-    metadata = {"source": args.source}
+    metadata = {"source": args.source, **RELEASED_FACTS.get(args.source, {})}
     if resized.grid:
         metadata["position_grid"] = "{}x{}".format(*resized.grid)
     if resized.missing:

@@ -141,7 +141,7 @@ def load_weights(network: nn.Cell, path: str | Path) -> Path:
     """
     file = weights_file(path)
     tensors, metadata = read_tensors(file)
-    assign(network, adapt(network, tensors, metadata), file)
+    assign(network, adapt(network, file, tensors, metadata), file)
     return file
 
 
@@ -161,7 +161,7 @@ def load_pretrained(network: nn.Cell, path: str | Path) -> Path:
         raise ValueError(f"{file}: holds no 'backbone.' weights; make it with tools/convert_weights.py")
     optional = tuple(f"backbone.{prefix}" for prefix in network.backbone.fresh_prefixes)
     optional += tuple(json.loads(metadata.get(MISSING, "[]")))
-    assign(network, adapt(network, tensors, metadata), file, prefix="backbone.", optional=optional)
+    assign(network, adapt(network, file, tensors, metadata), file, prefix="backbone.", optional=optional)
     return file
 
 
@@ -180,7 +180,7 @@ def load_except_classes(network: nn.Cell, path: str | Path) -> tuple[Path, tuple
         )
     fresh = tuple(f"head.{name}" for name in network.head.class_parameters(shapes))
     tensors = {name: array for name, array in tensors.items() if name not in fresh}
-    assign(network, adapt(network, tensors, metadata), file, optional=fresh)
+    assign(network, adapt(network, file, tensors, metadata), file, optional=fresh)
     return file, fresh
 
 
@@ -190,9 +190,14 @@ def copy_weights(source: nn.Cell, optimizer: nn.Cell, target: nn.Cell) -> None:
     assign(target, tensors, "the network in training")
 
 
-def adapt(network: nn.Cell, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, np.ndarray]:
+def adapt(
+    network: nn.Cell, file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]
+) -> dict[str, np.ndarray]:
     """Weights of a file resized to the network; tells on the console what was resized, each pair of shapes once."""
-    adapted = network.adapt_weights(tensors, metadata)
+    try:
+        adapted = network.adapt_weights(tensors, metadata)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     changes = [
         (name.rsplit(".", 1)[-1], array.shape, adapted[name].shape)
         for name, array in tensors.items() if adapted[name].shape != array.shape

@@ -2,7 +2,8 @@
 
 A loss is a Cell `construct(outputs, batch, counts) -> terms`: a tuple of float32 scalars, already weighted, whose sum
 is differentiated; `loss.terms` names them, `loss.needs` the keys of outputs that it reads, and `loss.columns`, where it
-has them, what it reads of the batch beyond what every batch has. (Graph mode differentiates tuples reliably, dicts
+has them, what it reads of the batch beyond what every batch has, `loss.align_corners` how it resizes logits (None: not
+at all, or as an option says). (Graph mode differentiates tuples reliably, dicts
 not.) counts (3,) float32 are those of `batch_counts`, added up over the whole global batch.
 """
 
@@ -55,14 +56,30 @@ def create_loss(loss: dict[str, Any], num_classes: int) -> nn.Cell:
 
 
 def check_outputs(head: nn.Cell, loss: nn.Cell) -> None:
-    """Raises ValueError unless the head gives (`head.outputs`) all that the loss reads (`loss.needs`)."""
+    """Raises ValueError unless the loss reads what the head gives, as it is meant.
+
+    The head has to give (`head.outputs`) all that the loss needs (`loss.needs`); and a loss that resizes logits
+    (`loss.align_corners` is not None) has to do it as evaluation does with this head (`head.align_corners`).
+    """
+    corners = getattr(head, "align_corners", False)
+    own = next((name for name, cell in LOSSES.items() if type(loss) is cell), type(loss).__name__)
+    fitting = [
+        name for name, cell in LOSSES.items()
+        if set(cell.needs) <= set(head.outputs) and cell.align_corners in (None, corners)
+    ]  # fmt: skip
+    instead = f"use loss {' or '.join(fitting)}" if fitting else "use another head"
     missing = [key for key in loss.needs if key not in head.outputs]
-    if not missing:
-        return
-    names = {cell: name for name, cell in LOSSES.items()}
-    fitting = [name for name, cell in LOSSES.items() if set(cell.needs) <= set(head.outputs)]
-    raise ValueError(
-        f"loss {names.get(type(loss), type(loss).__name__)!r} needs {', '.join(missing)}, which the head does not give "
-        f"(it gives {', '.join(head.outputs)}); use loss {' or '.join(fitting)}, or a head that gives them instead of "
-        f"{type(head).__name__}"
-    )
+    if missing:
+        off = "set loss.weights.aux to 0, " if missing == ["auxiliary"] else ""
+        raise ValueError(
+            f"loss {own!r} needs {', '.join(missing)}, which the head does not give (it gives "
+            f"{', '.join(head.outputs)}); {off}{instead}, or a head that gives them instead of {type(head).__name__}"
+        )
+    if loss.align_corners not in (None, corners):
+        ways = ("with half-pixel centres", "corner to corner")
+        key = {PartialCrossEntropyLoss: "loss.align_corners", DFRLoss: "loss.base.align_corners"}.get(type(loss))
+        option = f"set {key} to {str(corners).lower()}, or " if key else ""
+        raise ValueError(
+            f"loss {own!r} resizes logits {ways[loss.align_corners]}, those of {type(head).__name__} are evaluated "
+            f"{ways[corners]}; {option}{instead}"
+        )

@@ -46,6 +46,7 @@ class AlignmentLoss(nn.Cell):
     """
 
     needs: tuple[str, ...] = ("logits", "boundary")  # keys of outputs; the second for all terms but `align`
+    align_corners: bool | None = None  # how logits are resized: not at all, unless resolution is `label`
 
     def __init__(
         self, num_classes: int, *, weights: dict[str, float] | None = None, protocol: str = "multiclass",
@@ -58,6 +59,7 @@ class AlignmentLoss(nn.Cell):
         check_choice("att_reduce", att_reduce, ("mean", "sum"))
         check_edges(edge_operator, edge_radius, edge_scope, edge_downsample)
         self.binary, self.at_label = protocol == "binary", resolution == "label"
+        self.align_corners = False if self.at_label else None
         if not self.binary and not ignore_void:
             raise ValueError("ignore_void false needs protocol binary: among many classes void is none of them")
         if self.binary and self.at_label:

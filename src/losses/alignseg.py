@@ -19,6 +19,7 @@ from src.losses.options import read_weights
 
 WEIGHTS = {"ce": 1.0, "aux": 0.1, "lovasz": 0.0}
 CROSS_ENTROPIES = ("mean", "ohem")
+RELEASED_THRESHOLD, RELEASED_MIN_KEPT = 0.7, 100000
 
 
 class AlignSegLoss(nn.Cell):
@@ -32,14 +33,15 @@ class AlignSegLoss(nn.Cell):
         num_classes: K.
         weights: of `ce`, `aux`, `lovasz`; those not given keep 1, 0.1, 0.
         ce: cross entropy of the logits, the `mean` over valid pixels or over hard ones (`ohem`, see `HardPixels`).
-        ohem_threshold, ohem_min_kept: see `HardPixels`.
+        ohem_threshold, ohem_min_kept: see `HardPixels` (None: 0.7 and 100,000, as released).
     """
 
     needs: tuple[str, ...] = ("logits", "auxiliary")  # keys of outputs; without auxiliary where its weight is 0
+    align_corners = True  # how logits are resized
 
     def __init__(
         self, num_classes: int, *, weights: dict[str, float] | None = None, ce: str = "mean",
-        ohem_threshold: float = 0.7, ohem_min_kept: int = 100000,
+        ohem_threshold: float | None = None, ohem_min_kept: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         check_choice("ce", ce, CROSS_ENTROPIES)
@@ -52,7 +54,12 @@ class AlignSegLoss(nn.Cell):
         self.cross_entropy = MeanCrossEntropy("valid", align_corners=True)
         self.hard = ce == "ohem"
         if self.hard:
-            self.hard_pixels = HardPixels(ohem_threshold, ohem_min_kept)
+            self.hard_pixels = HardPixels(
+                RELEASED_THRESHOLD if ohem_threshold is None else ohem_threshold,
+                RELEASED_MIN_KEPT if ohem_min_kept is None else ohem_min_kept,
+            )
+        elif ohem_threshold is not None or ohem_min_kept is not None:
+            raise ValueError("ohem_threshold and ohem_min_kept belong to ce 'ohem', but ce is 'mean'; leave them out")
         self.num_classes = num_classes
 
     def construct(self, outputs, batch, counts):

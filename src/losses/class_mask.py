@@ -41,6 +41,7 @@ class ClassMaskLoss(nn.Cell):
     """
 
     needs: tuple[str, ...] = ("logits", "masks", "finest_mask", "diverse")  # keys of outputs
+    align_corners = False  # how logits are resized
 
     def __init__(
         self, num_classes: int, *, weights: dict[str, float] | None = None, mask_loss: str = "focal",

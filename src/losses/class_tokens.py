@@ -34,6 +34,7 @@ class ClassTokenLoss(nn.Cell):
     """
 
     needs: tuple[str, ...] = ("class_scores", "token_masks")  # keys of outputs
+    align_corners = False  # how logits are resized
 
     def __init__(
         self, num_classes: int, *, weights: dict[str, float] | None = None, mask_ignore: str = "exclude"

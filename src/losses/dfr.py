@@ -33,6 +33,7 @@ class PartialCrossEntropyLoss(nn.Cell):
     """
 
     needs: tuple[str, ...] = ("logits",)
+    align_corners: bool | None = None  # as the option says
 
     def __init__(
         self, num_classes: int, *, weights: dict[str, float] | None = None, balance: str = "none",
@@ -45,6 +46,7 @@ class PartialCrossEntropyLoss(nn.Cell):
         self.ce_weight, self.aux_weight, self.balance = merged["ce"], merged["aux"], balance
         if self.aux_weight > 0.0:
             self.needs = ("logits", "auxiliary")
+        self.align_corners = align_corners
         self.cross_entropy = MeanCrossEntropy("valid", align_corners)
 
     def construct(self, outputs, batch, counts):
@@ -87,6 +89,7 @@ class DFRLoss(nn.Cell):
     """
 
     needs: tuple[str, ...] = ("logits", "embedding")
+    align_corners: bool | None = None  # as the base has it
 
     def __init__(
         self, num_classes: int, *, base: nn.Cell, regulariser: Regulariser, consistency: ConsistencyLoss,
@@ -96,6 +99,7 @@ class DFRLoss(nn.Cell):
         merged = read_weights(weights, WEIGHTS)
         self.terms = (*base.terms, *WEIGHTS)
         self.base, self.regulariser, self.consistency = base, regulariser, consistency
+        self.align_corners = base.align_corners
         self.regulariser_weight, self.consistency_weight = merged["regulariser"], merged["consistency"]
         self.shallow_weight = merged["shallow"]
         self.kernel = regulariser.kernels[0]

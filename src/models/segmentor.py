@@ -47,16 +47,29 @@ class Segmentor(nn.Cell):
         return self.head(self.backbone(image, noise[:, :split]), noise[:, split:])
 
     def weight_metadata(self) -> dict[str, str]:
-        """Facts that travel with saved weights: the grid of the position embeddings, where there are any."""
+        """Facts that travel with saved weights: the grid of the position embeddings, and what the head's cells tell."""
         grid = getattr(self.backbone, "position_grid", None)
-        return {} if grid is None else {"position_grid": f"{grid[0]}x{grid[1]}"}
+        return ({} if grid is None else {"position_grid": f"{grid[0]}x{grid[1]}"}) | self.head_facts()
+
+    def head_facts(self) -> dict[str, str]:
+        """Settings of the head that its weights do not work without (`weight_facts` of its cells)."""
+        cells = [cell for _, cell in self.head.cells_and_names()]
+        return {key: value for cell in cells for key, value in getattr(cell, "weight_facts", {}).items()}
 
     def adapt_weights(self, weights: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, np.ndarray]:
         """Weights of other sizes made to fit this network, bicubically.
 
         Position embeddings are resized to its grid of patches, tables of window biases to the side of its windows.
+        Raises ValueError for weights of a head with other settings that they do not work without.
         """
         weights, name = dict(weights), "backbone.pos_embed"
+        for key, value in self.head_facts().items() if any(name.startswith("head.") for name in weights) else ():
+            trained = metadata.get(key, value)
+            if trained != value:
+                raise ValueError(
+                    f"the weights were trained with {key} {trained!r} of the head, the network has {value!r}, with "
+                    f"which they do not work; set model.head.{key}={trained}"
+                )
         if name in weights and "position_grid" in metadata:
             source = tuple(int(side) for side in metadata["position_grid"].split("x"))
             weights[name] = resize_position_embedding(weights[name], source, self.backbone.position_grid)

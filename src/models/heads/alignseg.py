@@ -38,7 +38,7 @@ class AlignSegHead(nn.Cell):
         align_up, align_acc: move the coarser and the accumulated map of every sum, see `AlignedSum`.
         context: `aligncm` (released), `pool3_noalign` (the same, pooled context resized instead of sampled), `gap`
             (mean of the coarsest map).
-        pool_size: side of the pooled context of the first two.
+        pool_size: side of the pooled context of the first two (None: 3, released).
         sampler, sampler_padding, sampler_align_corners: see `Sampler`.
         auxiliary: build the auxiliary classifier, which only the loss reads: it runs in training alone.
         norm: see `create_norm`.
@@ -50,15 +50,20 @@ class AlignSegHead(nn.Cell):
     def __init__(
         self, in_channels: tuple[int, ...], grids: tuple[tuple[int, int], ...], num_classes: int, *,
         channels: int = 256, act_slope: float = 0.01, align_up: bool = True, align_acc: bool = True,
-        context: str = "aligncm", pool_size: int = 3, sampler: str = "standard", sampler_padding: str = "zeros",
-        sampler_align_corners: bool = True, auxiliary: bool = True, norm: str = "sync_batch", dropout: float = 0.1,
+        context: str = "aligncm", pool_size: int | None = None, sampler: str = "standard",
+        sampler_padding: str = "zeros", sampler_align_corners: bool = True, auxiliary: bool = True,
+        norm: str = "sync_batch", dropout: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
         check_choice("context", context, CONTEXTS)
+        if context == "gap" and pool_size is not None:
+            raise ValueError(f"pool_size is {pool_size}, but context 'gap' pools the whole map; leave pool_size out")
+        pool_size = 3 if pool_size is None else pool_size
         check_sizes(channels, pool_size, act_slope)
         self.levels, self.channels, self.num_classes = len(in_channels), channels, num_classes
         self.grids, self.has_auxiliary = tuple(map(tuple, grids)), auxiliary
         self.outputs = ("logits", "auxiliary") if auxiliary else ("logits",)
+        self.weight_facts = {"sampler": sampler}
         self.noise_rates = np.full(channels * len(self.outputs), dropout, np.float32)
         sample = Sampler(sampler, sampler_padding, sampler_align_corners)
         style = {"norm": norm, "slope": act_slope}
