@@ -3,8 +3,10 @@
 python tools/inspect_offsets.py --config FILE --checkpoint PATH --image IMAGE [--output FILE.png] [key=value ...]
 
 A row for each aligned sum: the coarser map, then the accumulated one; the last row is the aligned context. Colours and
-arrows of an offset field say where each pixel is read: what is seen moves the other way. Colours of a map are its three
-principal components, the same before and after. The image is resized, its ratio kept, to fit into eval.size.
+arrows of an offset field say where each pixel is read: what is seen moves the other way; all fields have one scale.
+Black lines are borders between predicted classes. Colours of a map are its three principal components, the same before
+and after. The image is resized, its ratio kept, to fit into eval.size: with eval.mode=slide it is seen whole, not in
+tiles.
 A table says how far pixels are moved, in pixels of the resized image, near borders between predicted classes and
 elsewhere.
 """
@@ -83,7 +85,7 @@ def main() -> None:
     image, fitted = fit(read_image(Path(arguments.image)), config.eval.size)
     rows, label = inspect(network, image)
     print(table(rows, label, fitted))
-    draw(rows, image, fitted, output)
+    draw(rows, image, label, fitted, output)
     print(output)
 
 
@@ -159,10 +161,7 @@ def move(name: str, source: Tensor, before: Tensor, offset: Tensor, sampler: Sam
 
 def table(rows: list[list[Move]], label: np.ndarray, fitted: tuple[int, int]) -> str:
     """Lengths of the shifts of every move in pixels; label (H, W), of which the upper left `fitted` is the image."""
-    edges = np.zeros(label.shape, bool)
-    edges[1:] |= label[1:] != label[:-1]
-    edges[:, 1:] |= label[:, 1:] != label[:, :-1]
-    distance = cv2.distanceTransform((~edges).astype(np.uint8), cv2.DIST_L2, 5)
+    distance = cv2.distanceTransform((~borders(label)).astype(np.uint8), cv2.DIST_L2, 5)
     lines = [f"{'shift in pixels':<26}{'mean':>8}{'95 %':>8}{'largest':>9}{f'within {NEAR} px':>13}{'elsewhere':>11}"]
     for item in (item for row in rows for item in row):
         y, x = (places(n, side).round().astype(int) for n, side in zip(item.shift.shape[1:], label.shape, strict=True))
@@ -174,13 +173,25 @@ def table(rows: list[list[Move]], label: np.ndarray, fitted: tuple[int, int]) ->
     return "\n".join(lines)
 
 
+def borders(label: np.ndarray) -> np.ndarray:
+    """Which pixels of a label map (H, W) differ from the one above or to the left."""
+    edges = np.zeros(label.shape, bool)
+    edges[1:] |= label[1:] != label[:-1]
+    edges[:, 1:] |= label[:, 1:] != label[:, :-1]
+    return edges
+
+
 def places(count: int, side: int) -> np.ndarray:
     """Where `count` places from the first to the last of `side` pixels lie."""
     return np.linspace(0.0, side - 1.0, count)
 
 
-def draw(rows: list[list[Move]], image: np.ndarray, fitted: tuple[int, int], output: Path) -> None:
+def draw(
+    rows: list[list[Move]], image: np.ndarray, label: np.ndarray, fitted: tuple[int, int], output: Path
+) -> None:
     """Writes the picture: image and colour wheel, then three panels a move, two moves a row."""
+    lengths = [np.hypot(*item.shift).ravel() for row in rows for item in row]
+    strong = max(np.percentile(length, STRONG) for length in lengths)
     ratio = fitted[0] / fitted[1]
     figure, axes = plt.subplots(
         len(rows) + 1, 6, figsize=(21, (3.5 * ratio + 0.35) * (len(rows) + 1)), layout="constrained", squeeze=False
@@ -190,13 +201,14 @@ def draw(rows: list[list[Move]], image: np.ndarray, fitted: tuple[int, int], out
     grey = np.repeat(image.mean(-1, keepdims=True) / 255.0, 3, -1)
     axes[0, 0].imshow(image[: fitted[0], : fitted[1]])
     axes[0, 0].set_title("image", loc="left")
-    draw_wheel(axes[0, 1])
+    draw_wheel(axes[0, 1], strong)
     for row, moves in zip(axes[1:], rows, strict=True):
         for i, item in enumerate(moves):
-            draw_field(row[3 * i], item, grey)
+            draw_field(row[3 * i], item, strong, grey)
+            row[3 * i].imshow(np.zeros((*label.shape, 3)), alpha=borders(label).astype(float))  # black
             before, after = components(item.before, item.after)
             for panel, colours, when in ((row[3 * i + 1], before, "before"), (row[3 * i + 2], after, "after")):
-                lay_over(panel, colours, grey, 0.8)
+                lay_over(panel, colours, grey, 1.0)
                 panel.set_title(f"{item.name}, {when}", loc="left", fontsize=10)
             for panel in row[3 * i : 3 * i + 3]:
                 panel.set_xlim(-0.5, fitted[1] - 0.5)
@@ -213,10 +225,8 @@ def lay_over(panel: Axes, colours: np.ndarray, grey: np.ndarray, opacity: float)
     panel.imshow(colours, extent=(-x, width - 1 + x, height - 1 + y, -y), alpha=opacity, interpolation="nearest")
 
 
-def draw_field(panel: Axes, item: Move, grey: np.ndarray) -> None:
-    """The offset field in colours and arrows over the grey image."""
-    length = np.hypot(*item.shift)
-    strong = np.percentile(length, STRONG)
+def draw_field(panel: Axes, item: Move, strong: float, grey: np.ndarray) -> None:
+    """The offset field in colours and arrows over the grey image; strong: length in pixels of the fullest colour."""
     lay_over(panel, wheel_colours(item.shift / max(strong, 1e-9)), grey, 0.6)
     if strong > 0.0:
         sides = item.shift.shape[1:]
@@ -225,7 +235,8 @@ def draw_field(panel: Axes, item: Move, grey: np.ndarray) -> None:
         spacing = step * (grey.shape[1] - 1) / max(sides[1] - 1, 1)
         u, v = item.shift[:, step // 2 :: step, step // 2 :: step] * (1.2 * spacing / strong)
         panel.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=1, width=0.004)
-    panel.set_title(f"{item.name}, strongest {strong:.2f} px", loc="left", fontsize=10)
+    mean = np.hypot(*item.shift).mean()
+    panel.set_title(f"{item.name}, mean {mean:.2f} px", loc="left", fontsize=10)
 
 
 def wheel_colours(shift: np.ndarray) -> np.ndarray:
@@ -234,14 +245,14 @@ def wheel_colours(shift: np.ndarray) -> np.ndarray:
     return hsv_to_rgb(np.stack([hue, np.minimum(np.hypot(*shift), 1.0), np.ones_like(hue)], -1))
 
 
-def draw_wheel(panel: Axes) -> None:
-    """The colour of every direction."""
+def draw_wheel(panel: Axes, strong: float) -> None:
+    """The colour of every direction; at the edge shifts of `strong` pixels and more."""
     axis = np.linspace(-1.0, 1.0, 201)
     shift = np.stack(np.meshgrid(axis, axis))
     colours = wheel_colours(shift)
     colours[np.hypot(*shift) > 1.0] = 1.0
     panel.imshow(colours)
-    panel.set_title(f"where a pixel is read; {STRONG} % of lengths are inside", loc="left", fontsize=10)
+    panel.set_title(f"where a pixel is read; at the edge: {strong:.2f} px and more", loc="left", fontsize=10)
 
 
 def components(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
