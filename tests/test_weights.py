@@ -30,9 +30,10 @@ def test_what_a_path_means(tmp_path):
     assert weights.weights_file(tmp_path).resolve() == best / "weights.safetensors"
     assert weights.weights_file(latest) == latest / "weights.safetensors"
     assert weights.weights_file(latest / "weights.safetensors") == latest / "weights.safetensors"
-    for wrong in (tmp_path / "nothing", tmp_path / "nothing.safetensors"):
-        with pytest.raises(FileNotFoundError, match="no weights at .*nothing.*; looked for .*nothing"):
-            weights.weights_file(wrong)
+    with pytest.raises(FileNotFoundError, match="no weights at .*nothing; looked for .*nothing/weights.safetensors, .*"):
+        weights.weights_file(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="nothing.safetensors; tools/convert_weights.py makes such a file"):
+        weights.weights_file(tmp_path / "nothing.safetensors")
     shutil.rmtree(best)
     with pytest.raises(FileNotFoundError, match=f"best points at {best.name}, which is gone"):
         weights.weights_file(tmp_path)  # not the latest instead

@@ -71,6 +71,10 @@ def weights_file(path: str | Path) -> Path:
             return file
     broken = [link for link in links if link.is_symlink() and not link.exists()]
     gone = "".join(f"; {link} points at {link.readlink()}, which is gone" for link in broken)
+    if named:
+        raise FileNotFoundError(
+            f"no weights at {path}; tools/convert_weights.py makes such a file of public weights (docs/weights.md)"
+        )
     raise FileNotFoundError(f"no weights at {path}; looked for {', '.join(map(str, candidates))}{gone}")
 
 
