@@ -30,7 +30,7 @@ def test_what_a_path_means(tmp_path):
     assert weights.weights_file(tmp_path).resolve() == best / "weights.safetensors"
     assert weights.weights_file(latest) == latest / "weights.safetensors"
     assert weights.weights_file(latest / "weights.safetensors") == latest / "weights.safetensors"
-    with pytest.raises(FileNotFoundError, match="no weights at .*nothing; looked for .*nothing/weights.safetensors, .*"):
+    with pytest.raises(FileNotFoundError, match="no weights at .*nothing; looked for .*/weights.safetensors, .*"):
         weights.weights_file(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="nothing.safetensors; tools/convert_weights.py makes such a file"):
         weights.weights_file(tmp_path / "nothing.safetensors")
