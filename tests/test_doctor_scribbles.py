@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import load_classes, load_items
+from src.data import is_scribbled, load_classes, load_items
 from src.doctor import data, scribbles
 from src.doctor.finding import Finding
 from tests.doctor_data import ONE_BASED, PALETTE, SPLITS, configure, examine, labels, values, write_clean
@@ -119,7 +119,7 @@ def test_strokes_of_another_size_and_missing_ones_are_errors(tmp_path):
 
 def test_what_counts_as_scribbled(tmp_path):
     config = configure(write_clean(tmp_path)).data
-    assert not scribbles.is_scribbled(config, "train")
+    assert not is_scribbled(config, "train")
     drawn = config.model_copy(update={"scribbles": "some"})
-    assert scribbles.is_scribbled(drawn, "train") and not scribbles.is_scribbled(drawn, "val")
-    assert scribbles.is_scribbled(config.model_copy(update={"dataset": "voc_scribble"}), "train")
+    assert is_scribbled(drawn, "train") and not is_scribbled(drawn, "val")
+    assert is_scribbled(config.model_copy(update={"dataset": "voc_scribble"}), "train")

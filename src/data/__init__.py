@@ -49,6 +49,7 @@ DATASETS: dict[str, tuple[Callable, Callable | str]] = {
 
 
 IMAGE_PRESENT = "image_present"
+SCRIBBLED = ("voc_scribble",)  # data sets whose training split has strokes without being told to
 
 
 def load_classes(data: DataConfig) -> Classes:
@@ -75,6 +76,11 @@ def load_items(data: DataConfig, split: str) -> Sequence[Item]:
     if data.scribbles is None or split != data.train_split:
         return chosen
     return scribbled(chosen, Path(data.scribbles), len(load_classes(data)))
+
+
+def is_scribbled(data: DataConfig, split: str) -> bool:
+    """Whether the labels of a split are strokes."""
+    return split == data.train_split and (data.scribbles is not None or data.dataset in SCRIBBLED)
 
 
 def scribbled(items: Sequence[Item], folder: Path, num_classes: int) -> list[FileItem]:

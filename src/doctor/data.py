@@ -8,7 +8,7 @@ from rich.console import Console
 
 from src.config import Config, DataConfig
 from src.constants import IGNORE
-from src.data import load_classes
+from src.data import is_scribbled, load_classes
 from src.data.classes import Classes
 from src.data.reading import Item, SceneItem
 from src.doctor import balance, broken, duplicates, scribbles, settings, values
@@ -39,7 +39,7 @@ def examine(config: Config, splits: Sequence[str], console: Console) -> tuple[li
     found += values.findings(censuses, classes, table_file(config.data))  # first: one remedy may mend all the files
     for census in censuses:
         found += broken.findings(census)
-        if scribbles.is_scribbled(config.data, census.split):
+        if is_scribbled(config.data, census.split):
             found += scribbles.findings(census, classes, config.data)
         else:
             found += balance.findings(census, classes, training=census.split == config.data.train_split)
@@ -92,7 +92,7 @@ def check_first(data: DataConfig, classes: Classes, splits: dict[str, Sequence[I
         if data.on_bad_sample == "skip" and split == data.train_split:
             bad = [Finding(f.code, WARNING, f.text, f.where, f.mend) for f in bad]
         found += bad
-        if first and scribbles.is_scribbled(data, split):
+        if first and is_scribbled(data, split):
             found += scribbles.strokeless(censuses[-1])
             found += scribbles.find_never_scribbled(data, split, items, classes)
     conventions = values.findings(censuses, classes, table_file(data), complete=False)

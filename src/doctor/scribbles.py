@@ -13,13 +13,6 @@ from src.doctor import balance
 from src.doctor.census import Census
 from src.doctor.finding import ERROR, WARNING, Finding, name_some
 
-SCRIBBLED = ("voc_scribble",)  # data sets whose training split has strokes without being told to
-
-
-def is_scribbled(data: DataConfig, split: str) -> bool:
-    """Whether the labels of a split are strokes."""
-    return split == data.train_split and (data.scribbles is not None or data.dataset in SCRIBBLED)
-
 
 def findings(census: Census, classes: Classes, data: DataConfig) -> list[Finding]:
     """Images without a stroke; classes never scribbled, which is an error, or in no full mask either; rare ones."""
