@@ -1,13 +1,17 @@
 """The whole DFR loss against float64 references: its terms, schedules, bad batches and wrong settings."""
 
+import re
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
+from ruamel.yaml import YAML
 
 from src.losses import batch_counts, check_fit, check_outputs, create_loss
 from src.losses.regulariser import Regulariser
 from tests import dfr_reference as reference
+from tests.conftest import ROOT
 
 K = 3
 
@@ -243,6 +247,14 @@ def test_losses_that_need_full_labels_are_refused_for_strokes(base, mends):
             check_fit(create_loss(settings, K), (32, 48), True)
     for good in ({"name": "class_tokens", "absent": "image"}, {"name": "class_mask"}):
         check_fit(create_loss({"name": "dfr", "base": good}, K), (32, 48), True)
+
+
+def test_losses_of_the_docs_build():
+    text = (ROOT / "docs" / "dfr.md").read_text(encoding="utf-8")
+    found = YAML(typ="safe").load(re.search(r"```yaml\n(.*?)```", text, re.S).group(1))
+    assert list(found) == ["gatedcrf", "lineage_a2gnn"]
+    needed = [create_loss(settings, 21).needs for settings in found.values()]
+    assert needed == [("logits",), ("logits", "embedding")]
 
 
 def test_counts_of_scribbles():

@@ -110,7 +110,8 @@ class DenseEnergy(nn.Cell):
         total = 0.0
         for i in range(len(factors)):
             row = factors[i][0] if self.kernel_grad else ops.depend(factors[i][0], after)
-            exponent = self.exponents(row[:, :, top:bottom], factors[i][1][:, :, left:right])
+            # Round-off of the products may go above 0, where like cells lie far from the mean.
+            exponent = ops.minimum(self.exponents(row[:, :, top:bottom], factors[i][1][:, :, left:right]), 0.0)
             if len(factors[i]) > 2:
                 other = factors[i][2] if self.kernel_grad else ops.depend(factors[i][2], after)
                 exponent = exponent - ops.cdist(other[:, top:bottom], other[:, left:right], 1.0)
