@@ -16,7 +16,7 @@ import numpy as np
 from src import cli, distributed
 from src.class_text import give_text
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
-from src.data import create_eval_samples, create_train_batches, load_classes, load_items
+from src.data import create_eval_samples, create_train_batches, is_scribbled, load_classes, load_items
 from src.data.bad_samples import BadSamples
 from src.doctor.data import check_first
 from src.engine import checkpoint, weights
@@ -33,7 +33,7 @@ from src.engine.stopping import Stopped, StopSignals
 from src.engine.train_step import TrainStep
 from src.engine.trainer import EVALUATION_DUE, IMAGES, Loop, Parts, fit
 from src.log import get_console, silence_other_ranks
-from src.losses import check_outputs, create_loss
+from src.losses import check_fit, check_outputs, create_loss
 from src.losses.counts import batch_counts
 from src.models import create_model
 from src.models.layers import has_batch_norm, synchronise_norms
@@ -74,6 +74,7 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     network, half = create_network(config, classes.names, world_size)
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
+    check_fit(loss, config.data.crop_size, is_scribbled(config.data, config.data.train_split))
     samples = create_eval_samples(config.data, rank, world_size)
     items = load_items(config.data, config.data.train_split)
     check_data(config, classes, items, samples)

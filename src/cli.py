@@ -39,6 +39,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """An argument's whole number from 0 on, for argparse's `type`."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command line and exits: 0 when it returns, else with the code and the message that an error stands for.
 

@@ -5,6 +5,7 @@ What is allowed is read off the signature of the builder, a class or a function,
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ def construct(place: str, builder: Callable, options: Mapping[str, Any], *args: 
 def check_options(place: str, builder: Callable, options: Mapping[str, Any], positional: int) -> dict[str, Any]:
     """The options with lists as tuples, at every depth, once they fit the builder.
 
-    Types are those of the annotations and strict: an int is a float, a bool is no int, null only where None is allowed.
+    Types are those of the annotations and strict: an int is a float, a bool is no int, null only where None is allowed,
+    and no number is infinite or none at all.
     An argument without annotation takes everything.
 
     Args:
@@ -42,7 +44,7 @@ def check_options(place: str, builder: Callable, options: Mapping[str, Any], pos
     known = _parameters(builder, positional)
     values = {name: _tuples(value) for name, value in options.items()}
     problems = [
-        f"{name} is {show(options[name])}, wanted {_describe(known[name].annotation)}"
+        f"{name} is {show(options[name])}, wanted {_describe(known[name].annotation)}{_finite(value)}"
         for name, value in values.items()
         if name in known and not _fits(value, known[name].annotation)
     ]
@@ -88,10 +90,18 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is inspect.Parameter.empty:
         return True
     try:
-        TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+        TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError:
         return False
     return True
+
+
+def _finite(value: Any) -> str:
+    """What to add where a number is at fault: inf or nan, at any depth."""
+    if isinstance(value, tuple | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return next((text for text in map(_finite, parts) if text), "")
+    return ", finite" if isinstance(value, float) and not math.isfinite(value) else ""
 
 
 def _describe(annotation: Any) -> str:

@@ -107,6 +107,27 @@ def test_hand_computed_values():
     assert terms["dice"] == pytest.approx(2 * ((1.0 - 13.0 / 37.0) + (1.0 - 37.0 / 61.0)) / 2.0, rel=1e-6)
 
 
+class AbsentInImage(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.loss = create_loss({"name": "class_tokens", "weights": {"mask": 0.0, "dice": 0.0}, "absent": "image"}, K)
+
+    def construct(self, scores, present, image_present, counts):
+        batch = {"present": present, "image_present": image_present}
+        return self.loss({"class_scores": (scores,)}, batch, counts)[0]
+
+
+def test_a_class_of_the_image_is_no_negative_in_a_crop_without_it():
+    """Crop with strokes of classes 0 and 2, image with 0, 1 and 2: token 1 learns nothing, 3 learns that it is none."""
+    scores = np.zeros((1, K, K + 1), np.float32)
+    scores[0, 1, K] = scores[0, 3, K] = np.log(4.0)  # "no object" has 4 of 8
+    present, whole = np.array([[0, 2, -1, -1]], np.int32), np.array([[0, 1, 2, -1]], np.int32)
+    arrays = [Tensor(x) for x in (scores, present, whole, np.array([48.0, 2.0, 1.0], np.float32))]
+    value, gradient = ms.value_and_grad(AbsentInImage(), 0)(*arrays)
+    assert float(value.asnumpy()) == pytest.approx((2.0 * np.log(5.0) + 0.1 * np.log(2.0)) / 2.2, rel=5e-6)
+    assert not gradient.asnumpy()[0, 1].any() and gradient.asnumpy()[0, 3].any()
+
+
 def test_parts_of_a_batch_add_up():
     outputs, batch = draw_outputs(5, 4), make_batch(batch_size=4)
     counts = batch_counts(batch)

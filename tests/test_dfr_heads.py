@@ -139,6 +139,7 @@ def test_wrong_heads_are_refused():
         ({"name": "consistency", "main": {"name": "fcn", "chanels": 3}}, r"model.head.main \(fcn\).*'chanels'"),
         ({"name": "consistency", "main": {"name": "fcn"}, "channels": 0}, "channels is 0"),
         ({"name": "consistency"}, "missing argument 'main'"),
+        ({"name": "consistency", "main": {}}, r"model.head.main \{\} has no name; known: ecenet"),
         ({"name": "consistency", "main": {"name": "segvit"}, "inputs": "decoder"}, "which SegViTHead does not give"),
         ({"name": "consistency", "main": {"name": "fcn"}, "inputs": "f8"}, "inputs 'f8' is not known"),
         ({"name": "upernet", "bins": []}, "bins"),

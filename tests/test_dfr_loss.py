@@ -1,13 +1,17 @@
 """The whole DFR loss against float64 references: its terms, schedules, bad batches and wrong settings."""
 
+import re
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
+from ruamel.yaml import YAML
 
-from src.losses import batch_counts, check_outputs, create_loss
+from src.losses import batch_counts, check_fit, check_outputs, create_loss
 from src.losses.regulariser import Regulariser
 from tests import dfr_reference as reference
+from tests.conftest import ROOT
 
 K = 3
 
@@ -125,6 +129,49 @@ def test_padding_is_not_unlabelled(whole, batch):
     assert logits[..., :6].any() and not logits[..., 6:].any()
 
 
+class Scores(nn.Cell):
+    """Partial cross entropy and regulariser of a head whose logits are scores, as SegViT's."""
+
+    def __init__(self, loss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def construct(self, logits, image, label, valid, image_present, progress, counts):
+        batch = {
+            "image": image, "label": label, "valid": valid, "image_present": image_present, "progress": progress,
+        }  # fmt: skip
+        terms = self.loss({"logits": logits, "class_scores": (logits,)}, batch, counts)
+        return terms[0] + 10.0 * terms[2], terms
+
+
+def test_scores_count_by_their_share_of_the_sum(batch):
+    """Shares are q / sum q: of (0.6, 0.3, 0.1) the logarithms' softmax, not that of the scores themselves."""
+    settings = {"stride": 4, "kernels": [[1.0, 9.0, 0.3, 0.0]], "blocks": 2, "start": 0.0}
+    weights = {"regulariser": 1.5, "consistency": 0.0}
+    loss = create_loss({"name": "dfr", "weights": weights, "regulariser": settings}, K)
+    scores = np.random.default_rng(5).uniform(0.05, 1.2, (2, K, 16, 24))
+    counts = np.array([(batch["label"] != 255).sum(), 5, 2], np.float32)
+    arrays = [batch["image"], batch["label"], batch["valid"], batch["present"], np.ones(1, np.float32), counts]
+    call = ms.value_and_grad(Scores(loss), 0, has_aux=True)
+    (_, terms), gradient = call(*map(Tensor, (scores.astype(np.float32), *arrays)))
+
+    def value(q):
+        shares = q / q.sum(1, keepdims=True)
+        b, y, x = np.nonzero(batch["label"] != 255)
+        ce = -np.log(shares[b, batch["label"][b, y, x], y, x]).mean()
+        inside = (reference.pool(batch["valid"], 4) > 0.999).astype(float)
+        pooled, colours = reference.pool(shares, 4), reference.pool(batch["image"] / 255, 4)
+        parts = zip(pooled, colours, pooled, inside, inside, strict=True)
+        energies = [reference.energy(*part, ((1.0, 9.0 / 4, 0.3, 0.0),), 0.0)[0] for part in parts]
+        return ce, 1.5 * sum(energies) / 2
+
+    assert [float(terms[i].asnumpy()) for i in (0, 2)] == pytest.approx(value(scores), rel=2e-5)
+    y, x = np.argwhere(batch["label"][0] != 255)[0]
+    places = [(0, batch["label"][0, y, x], y, x), (1, 2, 7, 3)]
+    slopes = reference.differences(lambda q: value(q)[0] + 10.0 * value(q)[1], scores, places)
+    np.testing.assert_allclose([gradient.asnumpy()[place] for place in places], slopes, rtol=1e-3, atol=1e-6)
+
+
 def test_what_the_loss_needs():
     plain = nn.Cell()
     plain.outputs = ("logits",)
@@ -148,11 +195,66 @@ def test_what_the_loss_needs():
         ({"consistency": {"background": 3}}, "loss.consistency: background is 3; give a class, 0 to 2, or null"),
         ({"consistency": {"labels": "all"}}, "loss.consistency: labels 'all'"),
         ({"consistency": {"tau": 2.0}}, "tau 2.0"), ({"weights": {"dfr": 1.0}}, "unknown term 'dfr'"),
+        ({"base": "cross_entropy"}, "loss.base is 'cross_entropy'; give a mapping"),
+        ({"base": None}, "loss.base is None; give a mapping"), ({"base": {}}, "has no name.*partial_cross_entropy"),
+        ({"base": {"name": "dfr"}}, "loss.base is 'dfr' itself"),
+        ({"regulariser": None}, "loss.regulariser is None; give a mapping"),
+        ({"regulariser": {"kernels": [[1.0, float("nan"), 0.1, 0.5]]}}, "loss.regulariser: kernels is .*, finite"),
+        ({"regulariser": {"kernels": [[float("inf"), 9.0, 0.1, 0.5]]}}, "loss.regulariser: kernels is .*, finite"),
+        ({"regulariser": {"start": float("nan")}}, "start is nan, wanted float, finite"),
+        ({"consistency": {"sigma": float("inf")}}, "loss.consistency: sigma is inf, wanted float, finite"),
+        ({"weights": {"regulariser": float("nan")}}, "weights is .*, finite"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         create_loss({"name": "dfr", **options}, K)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"regulariser": {"stride": 7}}, r"data.crop_size \[16, 24\] .* 7 pixels \(loss.regulariser.stride\)"),
+        ({"consistency": {"stride": 16}}, r"cells of 16 pixels \(loss.consistency.stride\)"),
+        ({"regulariser": {"blocks": 7}}, "loss.regulariser: blocks is 7, but the grid has 6 positions"),
+        (
+            {"regulariser": {"impl": "window", "radius": 1, "dilations": [3]}},
+            "no offset of the window .* fits into a grid of 2 x 3",
+        ),
+    ],
+)
+def test_crops_that_do_not_fit_are_refused_before_compiling(settings, message):
+    fitting = {"consistency": {"stride": 8}, "regulariser": {"blocks": 6}}
+    check_fit(create_loss({"name": "dfr", **fitting}, K), (16, 24), True)
+    with pytest.raises(ValueError, match=message):
+        check_fit(create_loss({"name": "dfr", **fitting, **settings}, K), (16, 24), True)
+    window = {"impl": "window", "radius": 1, "dilations": [2, 3]}  # two cells apart there are pairs
+    check_fit(create_loss({"name": "dfr", **fitting, "regulariser": window}, K), (16, 24), True)
+
+
+@pytest.mark.parametrize(
+    ("base", "mends"),
+    [
+        ({"name": "class_tokens"}, "absent: image"),
+        ({"name": "class_tokens", "absent": "image", "mask_ignore": "negative"}, "mask_ignore: exclude"),
+        ({"name": "class_mask", "mask_ignore": "negative"}, "mask_ignore: exclude"),
+    ],
+)
+def test_losses_that_need_full_labels_are_refused_for_strokes(base, mends):
+    for settings in (base, {"name": "dfr", "base": base}):
+        check_fit(create_loss(settings, K), (32, 48), False)
+        with pytest.raises(ValueError, match=f"the labels are strokes.*set {mends} in"):
+            check_fit(create_loss(settings, K), (32, 48), True)
+    for good in ({"name": "class_tokens", "absent": "image"}, {"name": "class_mask"}):
+        check_fit(create_loss({"name": "dfr", "base": good}, K), (32, 48), True)
+
+
+def test_losses_of_the_docs_build():
+    text = (ROOT / "docs" / "dfr.md").read_text(encoding="utf-8")
+    found = YAML(typ="safe").load(re.search(r"```yaml\n(.*?)```", text, re.S).group(1))
+    assert list(found) == ["gatedcrf", "lineage_a2gnn"]
+    needed = [create_loss(settings, 21).needs for settings in found.values()]
+    assert needed == [("logits",), ("logits", "embedding")]
 
 
 def test_counts_of_scribbles():

@@ -49,6 +49,9 @@ def test_a_good_config_passes(config):
     assert "fitted to training steps measured on CPU" in found["memory"].text
 
 
+STATIC = "loss={name: dfr, weights: {consistency: 0}, regulariser: {stride: 7, kernels: [[1, 9, 1, 0]]}}"
+
+
 @pytest.mark.parametrize(
     ("code", "overrides", "parts"),
     [
@@ -57,6 +60,7 @@ def test_a_good_config_passes(config):
         ("build", ["eval.size=[33,48]"], ["network for eval.size [33, 48]", "(33, 48) is not a multiple of 16"]),
         ("build", ["model.head.name=fcn"], ["the loss cannot be built", "needs masks"]),
         ("build", ["loss.mask_losses=a"], ["the loss cannot be built", "'mask_losses'"]),
+        ("build", [STATIC], ["the loss cannot be built", "cells of 7 pixels (loss.regulariser.stride)"]),
         ("classes_unknown", ["data={dataset: folder, root: gone, crop_size: [32, 48]}"], ["150 classes are assumed"]),
         ("memory", ["train.batch_size=1000000"], ["a training step takes about", "available are"]),
         ("memory_unknown", ["device.target=Ascend"], ["nothing here tells the free memory of a Ascend device"]),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import load_classes, load_items
+from src.data import is_scribbled, load_classes, load_items
 from src.doctor import data, scribbles
 from src.doctor.finding import Finding
 from tests.doctor_data import ONE_BASED, PALETTE, SPLITS, configure, examine, labels, values, write_clean
@@ -65,13 +65,40 @@ def test_scribbles_beside_one_based_masks_raise_no_alarm(tmp_path):
 def test_an_image_without_a_stroke_is_named(tmp_path):
     folder = scribble(write_clean(tmp_path))
     change(folder, 2, lambda mask: np.full_like(mask, 255))
-    for found in (examine(tmp_path, f"data.scribbles={folder}"), first(tmp_path, folder)):
-        assert [(f.code, f.severity) for f in found] == [("images_without_stroke", "warning")]
-        assert "1 of 6 images have no stroke" in found[0].text and "scribbles/train_2.png" in found[0].text
+    (found,) = examine(tmp_path, f"data.scribbles={folder}")
+    assert (found.code, found.severity) == ("images_without_stroke", "error")
+    assert "1 of 6 images have no stroke" in found.text and "scribbles/train_2.png" in found.text
+    with pytest.raises(ValueError, match="1 of 6 images have no stroke: .*scribbles/train_2.png"):
+        first(tmp_path, folder)
     for number in range(6):
         change(folder, number, lambda mask: np.full_like(mask, 255))
     found = examine(tmp_path, f"data.scribbles={folder}")
     assert [(f.code, f.severity) for f in found] == [("split_unlabelled", "error")]
+
+
+@pytest.mark.parametrize(("rows", "severity", "share"), [(24, "error", "2.08%"), (8, "warning", "0.69%")])
+def test_strokes_of_another_class_than_the_masks_are_named(tmp_path, rows, severity, share):
+    """24 labelled pixels of each of 6 images, every eighth row and column; wrong are those in some rows of a column."""
+    folder = scribble(write_clean(tmp_path, size=(24, 64)))
+    change(folder, 4, lambda mask: np.where(drawn_in(mask, rows), (mask + 1) % 3, mask).astype(np.uint8))
+    (found,) = examine(tmp_path, f"data.scribbles={folder}")
+    assert (found.code, found.severity) == ("strokes_disagree", severity)
+    assert f"{share} of the strokes' pixels" in found.text and "1 of 6 images" in found.text
+    assert [Path(place).name for place in found.where] == ["train_4.png"]
+
+
+def drawn_in(mask: np.ndarray, rows: int) -> np.ndarray:
+    return (mask != 255) & (np.arange(mask.shape[0])[:, None] < rows) & (np.arange(mask.shape[1]) == 0)
+
+
+def test_strokes_over_pixels_without_a_class_are_not_wrong(tmp_path):
+    root = write_clean(tmp_path, "{names: [road, sky, tree], table: {0: road, 1: sky, 2: tree, 255: ignore}}\n")
+    folder = scribble(root)
+    file = root / "labels" / "train" / "train_1.png"
+    mask = values(file)
+    mask[:12] = 255
+    Image.fromarray(mask).save(file)
+    assert examine(root, f"data.scribbles={folder}") == []
 
 
 def test_a_class_that_is_never_scribbled_is_an_error(tmp_path):
@@ -109,6 +136,7 @@ def test_strokes_of_another_size_and_missing_ones_are_errors(tmp_path):
     change(folder, 1, lambda mask: mask[:-1])
     (found,) = examine(tmp_path, f"data.scribbles={folder}")
     assert (found.code, found.severity) == ("size_differs", "error")
+    assert found.mend.startswith("make the scribbles for images of this size")
     assert "images/train/train_1.png is 24 x 32" in found.text and "scribbles/train_1.png is 23 x 32" in found.text
     with pytest.raises(ValueError, match="scribbles/train_1.png is 23 x 32"):
         first(tmp_path, folder)
@@ -119,7 +147,7 @@ def test_strokes_of_another_size_and_missing_ones_are_errors(tmp_path):
 
 def test_what_counts_as_scribbled(tmp_path):
     config = configure(write_clean(tmp_path)).data
-    assert not scribbles.is_scribbled(config, "train")
+    assert not is_scribbled(config, "train")
     drawn = config.model_copy(update={"scribbles": "some"})
-    assert scribbles.is_scribbled(drawn, "train") and not scribbles.is_scribbled(drawn, "val")
-    assert scribbles.is_scribbled(config.model_copy(update={"dataset": "voc_scribble"}), "train")
+    assert is_scribbled(drawn, "train") and not is_scribbled(drawn, "val")
+    assert is_scribbled(config.model_copy(update={"dataset": "voc_scribble"}), "train")

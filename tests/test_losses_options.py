@@ -67,7 +67,7 @@ def test_batch_counts_by_hand():
         ({"name": "class_mask", "weights": {"mas": 1.0}}, ["unknown term 'mas'", "ce, mask, dice, diversity"]),
         ({"name": "class_mask", "weights": {"mask": -1.0}}, ["weights.mask is -1.0", "at least 0"]),
         ({"name": "class_mask", "weights": {"mask": "5"}}, ["weights is {'mask': '5'}, wanted dict[str, float]"]),
-        ({"name": "class_mask", "weights": {"mask": float("nan")}}, ["weights.mask is nan"]),
+        ({"name": "class_mask", "weights": {"mask": float("nan")}}, ["weights is {'mask': nan}", "finite"]),
         ({"name": "class_mask", "weights": OFF}, ["weights are all 0", "ce, mask, dice, diversity"]),
         ({"name": "class_mask", "weights": [1.0, 5.0]}, ["weights is [1.0, 5.0], wanted dict[str, float] or null"]),
     ],

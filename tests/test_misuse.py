@@ -200,3 +200,9 @@ def test_a_real_process_exits_as_the_tests_above_say(config, tmp_path):
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert "unknown config key 'train.stepz' (command line); did you mean 'train.steps'?" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_commands_of_the_docs_can_be_copied():
+    """A line goes on after one backslash; two would be an argument."""
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    assert [file.name for file in files for line in file.read_text().splitlines() if line.endswith("\\\\")] == []

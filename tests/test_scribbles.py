@@ -1,18 +1,22 @@
 """Scribbles from full masks: hand-computed shapes, the acceptance list of the DFR spec (section 8), audit, tool."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from src.config import load_config
 from src.data import create_eval_samples, load_items, scribbles
 from src.data.label_forms import draw_scribbles
+from src.data.preparing import DIGEST_KEY
 from src.data.reading import read_item
 from src.data.scribble_audit import Audit, overlay
 from src.data.scribbles import Pen, Stroke, components, paint, scribble, shrink, thin, to_xml
 from src.data.toy_scenes import TOY_CLASSES, TOY_PALETTE, draw_scene
-from tests.commands import run_command
+from tests.commands import refuse, run_command
 
 
 @pytest.mark.parametrize(
@@ -164,10 +168,13 @@ def test_an_image_without_a_label_has_no_stroke():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"width": 0}, {"ratio": 1.2}, {"drop": 1.0}, {"jitter": -1.0}, {"smallest": 0}, {"extra": -1}]
-)
+    "wrong",
+    [{"width": 0}, {"ratio": 1.2}, {"drop": 1.0}, {"jitter": -1.0}, {"jitter": float("nan")}, {"jitter": float("inf")},
+     {"smallest": 0}, {"extra": -1}],
+)  # fmt: skip
 def test_wrong_pens_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"^{name} of the pen is {value}; give"):
         Pen(**wrong)
 
 
@@ -196,7 +203,7 @@ def test_audit_counts_and_names_what_is_missing():
     np.testing.assert_array_equal(audit.wanted, [2, 2, 2])
     np.testing.assert_array_equal(audit.covered, [1, 1, 0])
     audit.add("b", np.full((2, 4), 255, np.uint8), mask)
-    with pytest.raises(ValueError, match=r"no stroke in 1 of 2 images: b.*never scribbled: sky; .*"):
+    with pytest.raises(ValueError, match=r"no stroke in 1 of 2 images: b.*1 pixels .* in a: .*scribbled: sky; .*"):
         audit.require_usable(("road", "tree", "sky"))
     with pytest.raises(ValueError, match="scribbles of c are 1 x 4 .* the mask is 2 x 4"):
         audit.add("c", mask[:1], mask)
@@ -234,10 +241,43 @@ def write_data(root) -> str:
     return str(file)
 
 
+SMALL = ("--smallest", "20")
+
+
+def test_a_table_that_changed_draws_anew(tmp_path):
+    """Label files hold class ids, which depend on the table as well as on the mask."""
+    config, out = write_data(tmp_path / "data"), tmp_path / "drawn"
+    command = ["tools/make_scribbles.py", "--config", config, "--output", out, *SMALL]
+    told = run_command(*command).out
+    assert f"background: {TOY_CLASSES[0]}, two strokes an image at most" in told and "2 made, 0 there" in told
+    assert "0 made, 2 there already" in run_command(*command).out
+    swapped = [TOY_CLASSES[i] for i in (2, 1, 0, *range(3, len(TOY_CLASSES)))]
+    table = ", ".join(f"{value}: {name}" for value, name in enumerate(swapped))
+    file = tmp_path / "data" / "classes.yaml"
+    file.write_text(f"{file.read_text()}table: {{{table}, 255: ignore}}\n")
+    again = run_command(*command).out
+    assert "2 made, 0 there already" in again and "purity 100.0000%" in again
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--seed", "-1"], "-1 is no whole number from 0 on"), (["--pictures=-1"], "-1 is no whole number from 0 on"),
+        (["--background", "9"], "--background is '9'; give the id of a class, 0 to 8, or none"),
+        (["--jitter", "nan"], "jitter of the pen is nan; give"),
+        (["data.dataset=toy_scenes", "data.root=null"], "is a drawn scene without a file, which takes no scribbles"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused_before_drawing(tmp_path, wrong, told):
+    config, out = write_data(tmp_path / "data"), tmp_path / "drawn"
+    assert told in refuse("tools/make_scribbles.py", "--config", config, "--output", out, *wrong)
+    assert not out.exists()
+
+
 def test_the_tool_draws_what_training_reads(tmp_path):
     config, out = write_data(tmp_path / "data"), tmp_path / "drawn"
     command = ["tools/make_scribbles.py", "--config", config, "--output", out, "--background", "none"]
-    result = run_command(*command, "--pictures", "1", "--xml", "--smallest", "20")
+    result = run_command(*command, "--pictures", "1", "--xml", *SMALL)
     assert "2 images" in result.out and "purity 100.0000%" in result.out, result.err
     assert len(list((out / "pictures").glob("*.png"))) == 1 and len(list((out / "xml").glob("*.xml"))) == 2
     settings = load_config(config, [f"data.scribbles={out}"]).data
@@ -248,6 +288,10 @@ def test_the_tool_draws_what_training_reads(tmp_path):
     assert 0.005 < drawn.mean() < 0.3 and (sample["label"][drawn] == full["label"][drawn]).all()
     evaluated = create_eval_samples(settings)[0][1]["label"]
     assert (evaluated != 255).mean() > 0.8  # full labels
+    facts = PngInfo()  # for a file that was changed behind the tool's back
+    facts.add_text(DIGEST_KEY, Image.open(out / "train_0.png").info[DIGEST_KEY])
+    Image.fromarray(np.where(drawn, 0, 255).astype(np.uint8)).save(out / "train_0.png", pnginfo=facts)
+    assert re.search(r"pixels have another class than the masks, in train_0:", refuse(*command, "--xml", *SMALL))
     (out / "train_1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"no file for 1 of 2 samples, the first is train_1.png"):
         load_items(settings, "train")

@@ -35,7 +35,7 @@ import src  # noqa: E402, F401  (before MindSpore, whose log level it sets)
 from src import cli, distributed  # noqa: E402
 from src.class_text import give_text  # noqa: E402
 from src.config import Config, config_to_yaml, load_config  # noqa: E402
-from src.data import create_eval_samples, load_classes, load_items  # noqa: E402
+from src.data import create_eval_samples, is_scribbled, load_classes, load_items  # noqa: E402
 from src.engine import ablation  # noqa: E402
 from src.engine.ablation import Row  # noqa: E402
 from src.engine.ablation_process import describe_exit, describe_machine, follow, locked, stop_signals  # noqa: E402
@@ -52,7 +52,7 @@ from src.engine.ablation_table import (  # noqa: E402
 )
 from src.engine.inference import require_fit  # noqa: E402
 from src.engine.weights import load_pretrained  # noqa: E402
-from src.losses import LOSSES, check_outputs, create_loss  # noqa: E402
+from src.losses import LOSSES, check_fit, check_outputs, create_loss  # noqa: E402
 from src.models import BACKBONES, HEADS, create_model  # noqa: E402
 from tools.plot_run import COLOURS, draw, load_run  # noqa: E402
 
@@ -184,7 +184,9 @@ def check(config: Config) -> dict:
     classes = load_classes(config.data)
     network = create_model(config.model, len(classes), config.data.crop_size)
     give_text(network, config.model, classes.names)
-    check_outputs(network.head, create_loss(config.loss, len(classes)))
+    loss = create_loss(config.loss, len(classes))
+    check_outputs(network.head, loss)
+    check_fit(loss, config.data.crop_size, is_scribbled(config.data, config.data.train_split))
     if config.model.pretrained:
         load_pretrained(network, config.model.pretrained)
     if config.eval.size != config.data.crop_size:

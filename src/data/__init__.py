@@ -49,6 +49,7 @@ DATASETS: dict[str, tuple[Callable, Callable | str]] = {
 
 
 IMAGE_PRESENT = "image_present"
+SCRIBBLED = ("voc_scribble",)  # data sets whose training split has strokes without being told to
 
 
 def load_classes(data: DataConfig) -> Classes:
@@ -77,12 +78,25 @@ def load_items(data: DataConfig, split: str) -> Sequence[Item]:
     return scribbled(chosen, Path(data.scribbles), len(load_classes(data)))
 
 
+def is_scribbled(data: DataConfig, split: str) -> bool:
+    """Whether the labels of a split are strokes."""
+    return split == data.train_split and (data.scribbles is not None or data.dataset in SCRIBBLED)
+
+
+def require_files(items: Sequence[Item]) -> None:
+    """Raises ValueError for drawn scenes, which take no scribbles."""
+    drawn = [item.name for item in items if not isinstance(item, FileItem)]
+    if drawn:
+        raise ValueError(
+            f"{drawn[0]} is a drawn scene without a file, which takes no scribbles (data.scribbles); write the scenes "
+            "as files first, or take another data set"
+        )
+
+
 def scribbled(items: Sequence[Item], folder: Path, num_classes: int) -> list[FileItem]:
     """The items with the label files of a folder, class ids or 255; FileNotFoundError where some have none."""
     require_folder(folder, "make it with tools/make_scribbles.py")
-    drawn = [item.name for item in items if not isinstance(item, FileItem)]
-    if drawn:
-        raise ValueError(f"data.scribbles: {drawn[0]} is a drawn scene without a file, which takes no scribbles")
+    require_files(items)
     missing = [item.name for item in items if not (folder / f"{item.name}.png").is_file()]
     if missing:
         raise FileNotFoundError(

@@ -18,7 +18,8 @@ NAMES_SHOWN = 10
 @dataclass
 class Audit:
     """Counts over images: `pixels`, `labelled` and `wrong` ones, (K,) pixels of each class in the masks (`wanted`) and
-    rightly in the scribbles (`covered`); `bare`: images without a stroke."""
+    rightly in the scribbles (`covered`); `bare`: images without a stroke; `mixed`: wrong pixels of the images that have
+    some."""
 
     num_classes: int
     pixels: int = 0
@@ -26,6 +27,7 @@ class Audit:
     wrong: int = 0
     images: int = 0
     bare: list[str] = field(default_factory=list)
+    mixed: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.wanted, self.covered = np.zeros((2, self.num_classes), np.int64)
@@ -39,10 +41,13 @@ class Audit:
             )
         drawn = label != IGNORE
         right = drawn & (label == mask)
+        wrong = int((drawn & ~right).sum())
         self.images += 1
         self.pixels += mask.size
         self.labelled += int(drawn.sum())
-        self.wrong += int((drawn & ~right).sum())
+        self.wrong += wrong
+        if wrong:
+            self.mixed[name] = wrong
         self.wanted += np.bincount(mask.ravel(), minlength=IGNORE + 1)[: self.num_classes]
         self.covered += np.bincount(label[right], minlength=IGNORE + 1)[: self.num_classes]
         if not drawn.any():
@@ -59,12 +64,16 @@ class Audit:
         return 1.0 - self.wrong / max(self.labelled, 1)
 
     def require_usable(self, names: Sequence[str]) -> None:
-        """Raises ValueError that lists images without a stroke and classes that are in masks but never scribbled."""
+        """Raises ValueError that lists images without a stroke or with wrong ones, which are none of this project's,
+        and classes that are in masks but never scribbled."""
         problems = []
         if self.bare:
-            more = f" and {len(self.bare) - NAMES_SHOWN} more" if len(self.bare) > NAMES_SHOWN else ""
-            shown = f"{', '.join(self.bare[:NAMES_SHOWN])}{more}"
-            problems.append(f"no stroke in {len(self.bare)} of {self.images} images: {shown}; leave them out")
+            problems.append(f"no stroke in {len(self.bare)} of {self.images} images: {some(self.bare)}; leave them out")
+        if self.mixed:
+            problems.append(
+                f"{self.wrong} pixels have another class than the masks, in {some(list(self.mixed))}: files or masks "
+                "were changed; remove these label files and start again"
+            )
         never = [names[k] for k in range(self.num_classes) if self.wanted[k] and not self.covered[k]]
         if never:
             problems.append(
@@ -80,6 +89,12 @@ class Audit:
         shares = self.covered / np.maximum(self.wanted, 1)
         lines = [f"  {name:20s} {share:8.2%}" for name, share in zip(names, shares, strict=True)]
         return "\n".join([total, "labelled share of each class:", *lines])
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{', '.join(names[:NAMES_SHOWN])}{more}"
 
 
 def overlay(image: np.ndarray, label: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:

@@ -5,6 +5,7 @@ ScribbleSup. Everything is a function of the mask and a seed. Letters: H x W mas
 """
 
 import hashlib
+import math
 from collections import deque
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -51,10 +52,15 @@ class Pen:
     extra: int = 0
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.smallest < 1 or self.jitter < 0.0 or self.extra < 0:
-            raise ValueError(f"{self}: width and smallest must be at least 1, jitter and extra at least 0")
-        if not 0.0 <= self.ratio <= 1.0 or not 0.0 <= self.drop < 1.0:
-            raise ValueError(f"{self}: ratio must be from 0 to 1, drop from 0 to below 1")
+        rules = {
+            "width": (self.width >= 1, "at least 1 pixel"), "smallest": (self.smallest >= 1, "at least 1 pixel"),
+            "ratio": (0.0 <= self.ratio <= 1.0, "0 to 1"), "drop": (0.0 <= self.drop < 1.0, "0 to below 1"),
+            "jitter": (0.0 <= self.jitter < math.inf, "a finite number of at least 0"),
+            "extra": (self.extra >= 0, "at least 0"),
+        }  # fmt: skip
+        for name, (right, allowed) in rules.items():
+            if not right:
+                raise ValueError(f"{name} of the pen is {getattr(self, name)}; give {allowed}")
 
 
 def scribble(mask: np.ndarray, name: str, seed: int, pen: Pen) -> tuple[list[Stroke], np.ndarray]:

@@ -1,5 +1,7 @@
 """Files that cannot be used as they are."""
 
+from collections.abc import Mapping
+
 from src.doctor.census import Census
 from src.doctor.finding import ERROR, WARNING, Finding, name_some
 
@@ -25,8 +27,8 @@ MEND = {
 WARNINGS = ("image_turned",)
 
 
-def findings(census: Census) -> list[Finding]:
-    """One finding for each kind of problem of a split; all files are named, up to a number."""
+def findings(census: Census, mends: Mapping[str, str] = MEND) -> list[Finding]:
+    """One finding for each kind of problem of a split, with what mends it; all files are named, up to a number."""
     found = []
     for code, problems in census.problems.items():
         count = census.problem_counts[code]
@@ -36,5 +38,5 @@ def findings(census: Census) -> list[Finding]:
             text = f"{count} files, the first: {text}. The others: {others}"
         severity = WARNING if code in WARNINGS else ERROR
         where = tuple(problem.file for problem in problems)
-        found.append(Finding(code, severity, f"split {census.split}: {text}", where, MEND[code]))
+        found.append(Finding(code, severity, f"split {census.split}: {text}", where, mends[code]))
     return found

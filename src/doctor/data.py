@@ -8,7 +8,7 @@ from rich.console import Console
 
 from src.config import Config, DataConfig
 from src.constants import IGNORE
-from src.data import load_classes
+from src.data import is_scribbled, load_classes
 from src.data.classes import Classes
 from src.data.reading import Item, SceneItem
 from src.doctor import balance, broken, duplicates, scribbles, settings, values
@@ -38,8 +38,9 @@ def examine(config: Config, splits: Sequence[str], console: Console) -> tuple[li
             censuses.append(take_census(split, items, classes.table, advance=advance))
     found += values.findings(censuses, classes, table_file(config.data))  # first: one remedy may mend all the files
     for census in censuses:
-        found += broken.findings(census)
-        if scribbles.is_scribbled(config.data, census.split):
+        strokes = is_scribbled(config.data, census.split)
+        found += broken.findings(census, scribbles.MEND if strokes else broken.MEND)
+        if strokes:
             found += scribbles.findings(census, classes, config.data)
         else:
             found += balance.findings(census, classes, training=census.split == config.data.train_split)
@@ -88,11 +89,12 @@ def check_first(data: DataConfig, classes: Classes, splits: dict[str, Sequence[I
         first = [items[i] for i in range(min(data.check_samples, len(items)))]
         first = [item for item in first if not isinstance(item, SceneItem)]
         censuses.append(take_census(split, first, classes.table, seconds=FIRST_SECONDS / len(splits)))
-        bad = broken.findings(censuses[-1])
+        strokes = is_scribbled(data, split)
+        bad = broken.findings(censuses[-1], scribbles.MEND if strokes else broken.MEND)
         if data.on_bad_sample == "skip" and split == data.train_split:
             bad = [Finding(f.code, WARNING, f.text, f.where, f.mend) for f in bad]
         found += bad
-        if first and scribbles.is_scribbled(data, split):
+        if first and strokes:
             found += scribbles.strokeless(censuses[-1])
             found += scribbles.find_never_scribbled(data, split, items, classes)
     conventions = values.findings(censuses, classes, table_file(data), complete=False)

@@ -9,14 +9,14 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from src.config import Config, config_to_yaml, load_config
-from src.data import load_classes
+from src.data import is_scribbled, load_classes
 from src.doctor import memory
 from src.doctor.finding import ERROR, NOTE, WARNING, Finding
 from src.engine import weights
 from src.engine.checkpoint import FOLDER
 from src.engine.checkpoint_files import newest_good
 from src.engine.run_folder import CONFIG, refuse_other_settings
-from src.losses import check_outputs, create_loss
+from src.losses import check_fit, check_outputs, create_loss
 from src.models import create_model
 
 ASSUMED_CLASSES = 150
@@ -72,9 +72,11 @@ def build(config: Config, count: int, key: str, found: list[Finding]) -> nn.Cell
 
 
 def check_loss(config: Config, network: nn.Cell, count: int, found: list[Finding]) -> bool:
-    """Whether the loss builds and the head gives what it reads."""
+    """Whether the loss builds, fits crops and labels, and the head gives what it reads."""
     try:
-        check_outputs(network.head, create_loss(config.loss, count))
+        loss = create_loss(config.loss, count)
+        check_outputs(network.head, loss)
+        check_fit(loss, config.data.crop_size, is_scribbled(config.data, config.data.train_split))
     except ValueError as error:
         found.append(Finding("build", ERROR, f"the loss cannot be built: {error}", ("loss",)))
         return False

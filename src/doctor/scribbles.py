@@ -8,24 +8,27 @@ from src.config import DataConfig
 from src.constants import IGNORE
 from src.data import load_items
 from src.data.classes import Classes
-from src.data.reading import FileItem, Item, read_mask
-from src.doctor import balance
+from src.data.reading import FileItem, Item, read_mask, to_class_ids
+from src.data.scribble_audit import Audit
+from src.doctor import balance, broken
 from src.doctor.census import Census
 from src.doctor.finding import ERROR, WARNING, Finding, name_some
 
-SCRIBBLED = ("voc_scribble",)  # data sets whose training split has strokes without being told to
-
-
-def is_scribbled(data: DataConfig, split: str) -> bool:
-    """Whether the labels of a split are strokes."""
-    return split == data.train_split and (data.scribbles is not None or data.dataset in SCRIBBLED)
+MOST_WRONG = 0.01  # share of the labelled pixels: people slip at the edges, but not more often
+MEND = {
+    **broken.MEND,
+    "size_differs": "make the scribbles for images of this size: with tools/make_scribbles.py, or as they were drawn",
+    "values_outside_table": "label files of scribbles hold class ids, and 255 off the strokes: make them anew",
+}
 
 
 def findings(census: Census, classes: Classes, data: DataConfig) -> list[Finding]:
-    """Images without a stroke; classes never scribbled, which is an error, or in no full mask either; rare ones."""
+    """Images without a stroke and classes never scribbled, which are errors; strokes that full masks do not agree with;
+    classes in no full mask either; rare ones."""
     found, pixels = strokeless(census), balance.class_pixels(census, classes)
     if not any(pixels):
         return found
+    found += disagreeing(data, census.split, classes)
     absent = {k for k in range(len(classes)) if not pixels[k]}
     meant = shown_in_masks(data, census.split, classes, absent)
     found += never_scribbled(census.split, meant, classes)
@@ -33,7 +36,7 @@ def findings(census: Census, classes: Classes, data: DataConfig) -> list[Finding
 
 
 def strokeless(census: Census) -> list[Finding]:
-    """Images without a stroke: an error where there is nothing else."""
+    """The error for images without a stroke."""
     if not census.unlabelled:
         return []
     if census.unlabelled == census.count:
@@ -41,7 +44,31 @@ def strokeless(census: Census) -> list[Finding]:
     listed = name_some(census.blank, census.unlabelled)
     text = f"split {census.split}: {census.unlabelled} of {census.count} images have no stroke: {listed}"
     mend = "draw one, or leave them out: without a stroke only the regulariser learns from an image"
-    return [Finding("images_without_stroke", WARNING, text, tuple(census.blank), mend)]
+    return [Finding("images_without_stroke", ERROR, text, tuple(census.blank), mend)]
+
+
+def disagreeing(data: DataConfig, split: str, classes: Classes) -> list[Finding]:
+    """Strokes that show another class than the full masks of the split, where there are any and they have a class."""
+    if data.scribbles is None:
+        return []
+    audit = Audit(len(classes))
+    full = load_items(data.model_copy(update={"scribbles": None}), split)
+    for pair in zip(load_items(data, split), full, strict=True):
+        try:
+            label, mask = (to_class_ids(read_mask(i.label), i.table or classes.table, i.label) for i in pair)
+        except (ValueError, OSError):  # told by the check of files
+            continue
+        if label.shape == mask.shape:
+            audit.add(str(pair[0].label), np.where(mask == IGNORE, IGNORE, label), mask)
+    if not audit.wrong:
+        return []
+    share, names = 1.0 - audit.purity, list(audit.mixed)
+    text = (
+        f"split {split}: {share:.2%} of the strokes' pixels have another class than the full masks, in {len(names)} of "
+        f"{audit.images} images: {name_some(names)}"
+    )
+    mend = "if classes are numbered otherwise, or these are strokes of other masks, make them anew; else correct them"
+    return [Finding("strokes_disagree", ERROR if share > MOST_WRONG else WARNING, text, tuple(names), mend)]
 
 
 def never_scribbled(split: str, ids: set[int], classes: Classes) -> list[Finding]:

@@ -24,7 +24,7 @@ from src.losses.cross_entropy import CrossEntropyLoss
 from src.losses.dfr import DFRLoss, PartialCrossEntropyLoss
 from src.losses.regulariser import Regulariser
 
-__all__ = ["LOSSES", "batch_counts", "check_outputs", "create_loss"]
+__all__ = ["LOSSES", "batch_counts", "check_fit", "check_outputs", "create_loss"]
 
 LOSSES = {
     "cross_entropy": CrossEntropyLoss,
@@ -46,13 +46,43 @@ def create_loss(loss: dict[str, Any], num_classes: int) -> nn.Cell:
     builder = lookup(LOSSES, loss["name"], "loss")
     options = {key: value for key, value in loss.items() if key != "name"}
     if builder is DFRLoss:  # made of parts that have options of their own
-        base = create_loss(options.get("base", {"name": "partial_cross_entropy"}), num_classes)
+        base = create_loss(read_base(options.get("base", {"name": "partial_cross_entropy"})), num_classes)
         parts = {
-            key: construct(f"loss.{key}", part, options.get(key, {}), num_classes) for key, part in DFR_PARTS.items()
+            key: construct(f"loss.{key}", part, read_part(f"loss.{key}", options.get(key, {})), num_classes)
+            for key, part in DFR_PARTS.items()
         }
         builder = partial(builder, base=base, **parts)
         options = {key: value for key, value in options.items() if key not in ("base", *parts)}
     return construct(f"loss ({loss['name']})", builder, options, num_classes)
+
+
+def read_part(place: str, options: Any) -> dict[str, Any]:
+    """Options of a part of a loss; ValueError where they are no mapping."""
+    if isinstance(options, dict):
+        return options
+    raise ValueError(f"{place} is {options!r}; give a mapping of its settings, or leave it out")
+
+
+def read_base(options: Any) -> dict[str, Any]:
+    """Settings of the loss beside DFR's terms; ValueError where they name none, or DFR itself."""
+    allowed = ", ".join(name for name in LOSSES if name != "dfr")
+    if not isinstance(read_part("loss.base", options).get("name"), str):
+        raise ValueError(f"loss.base {options} has no name; write {{name: ...}} with one of {allowed}")
+    if options["name"] == "dfr":
+        raise ValueError(f"loss.base is 'dfr' itself; give the loss on the labelled pixels: {allowed}")
+    return options
+
+
+def check_fit(loss: nn.Cell, crop_size: tuple[int, int], sparse: bool) -> None:
+    """Raises ValueError where a loss fits no crops (H, W) of that size, or, for sparse labels, needs full ones."""
+    if hasattr(loss, "check_crop"):
+        loss.check_crop(crop_size)
+    mends = getattr(loss, "needs_full_labels", ())
+    if sparse and mends:
+        raise ValueError(
+            f"the labels are strokes, and the loss would take what has none for other classes; set {', '.join(mends)} "
+            "in `loss`, or in its `base`"
+        )
 
 
 def check_outputs(head: nn.Cell, loss: nn.Cell) -> None:

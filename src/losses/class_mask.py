@@ -12,7 +12,7 @@ from mindspore import nn, ops
 
 from src.functional import check_choice
 from src.losses.cross_entropy import MeanCrossEntropy
-from src.losses.mask_terms import MaskTerms, sum_last
+from src.losses.mask_terms import MaskTerms, full_labels_for, sum_last
 from src.losses.options import read_weights
 
 WEIGHTS = {"ce": 1.0, "mask": 5.0, "dice": 2.0, "diversity": 0.2}
@@ -62,6 +62,7 @@ class ClassMaskLoss(nn.Cell):
         self.mask_sup, self.div_norm, self.div_reduce = mask_sup, div_norm, div_reduce
         self.mean_cross_entropy = MeanCrossEntropy(ce_avg)
         self.mask_terms = MaskTerms(num_classes, mask_loss, mask_targets, mask_ignore)
+        self.needs_full_labels = full_labels_for({}, mask_ignore)
         self.position_softmax = PositionSoftmax()
 
     def construct(self, outputs, batch, counts):

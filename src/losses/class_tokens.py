@@ -11,12 +11,13 @@ Every term is a sum over this batch divided by counts of the whole global batch,
 import mindspore as ms
 from mindspore import nn, ops
 
-from src.functional import one_hot
+from src.functional import check_choice, one_hot
 from src.losses.cross_entropy import LogSoftmax
-from src.losses.mask_terms import MaskTerms, sum_last
+from src.losses.mask_terms import MaskTerms, full_labels_for, sum_last
 from src.losses.options import read_weights
 
 WEIGHTS = {"class": 1.0, "mask": 20.0, "dice": 1.0}
+ABSENT = ("crop", "image")
 ABSENT_WEIGHT = 0.1  # of a token whose class is absent, against 1 of one whose class is present
 
 
@@ -31,19 +32,26 @@ class ClassTokenLoss(nn.Cell):
         num_classes: K.
         weights: of `class`, `mask`, `dice`; those not given keep 1, 20, 1.
         mask_ignore: `exclude` ignored pixels, or count them as `negative` for every class (released).
+        absent: which classes are absent: those without a label in the `crop` (released), or those without one in the
+            whole `image`, for sparse labels: a class without a stroke in the crop may be there all the same, so its
+            token learns nothing of it. The divisor stays what it is.
     """
 
     needs: tuple[str, ...] = ("class_scores", "token_masks")  # keys of outputs
     align_corners = False  # how logits are resized
 
     def __init__(
-        self, num_classes: int, *, weights: dict[str, float] | None = None, mask_ignore: str = "exclude"
-    ) -> None:
+        self, num_classes: int, *, weights: dict[str, float] | None = None, mask_ignore: str = "exclude",
+        absent: str = "crop",
+    ) -> None:  # fmt: skip
         super().__init__()
+        check_choice("absent", absent, ABSENT)
         self.terms = tuple(WEIGHTS)
         merged = read_weights(weights, WEIGHTS)
         self.class_weight, self.mask_weight, self.dice_weight = merged["class"], merged["mask"], merged["dice"]
-        self.num_classes = num_classes
+        self.num_classes, self.absent_in_image = num_classes, absent == "image"
+        self.columns = ("image_present",) if self.absent_in_image else ()
+        self.needs_full_labels = full_labels_for({"absent: image": absent == "crop"}, mask_ignore)
         self.log_softmax = LogSoftmax()
         self.mask_terms = MaskTerms(num_classes, "focal", "present", mask_ignore)
 
@@ -51,12 +59,13 @@ class ClassTokenLoss(nn.Cell):
         """Weighted terms (class, mask, dice), float32 scalars.
 
         outputs: class_scores, S tensors (B, K, K + 1), "no object" last; token_masks, S mask logits (B, K, h, w).
-        batch: label (B, H, W) int32, 255 = ignore; present (B, M) int32, class ids and then -1.
+        batch: label (B, H, W) int32, 255 = ignore; present (B, M) int32, class ids and then -1; image_present (B, K)
+        likewise, of the whole images, where `absent` is `image`.
         counts (3,) float32: valid pixels, (image, present class) pairs and images of the global batch.
         """
         classification = mask = dice = ops.zeros((), ms.float32)
         if self.class_weight > 0.0:
-            classification = self.classification(outputs["class_scores"], batch["present"], counts)
+            classification = self.classification(outputs["class_scores"], batch, counts)
         if self.mask_weight > 0.0 or self.dice_weight > 0.0:
             maps = ()
             for each in outputs["token_masks"]:
@@ -64,18 +73,21 @@ class ClassTokenLoss(nn.Cell):
             mask, dice = self.mask_terms(maps, batch["label"], batch["present"], counts)
         return self.class_weight * classification, self.mask_weight * mask, self.dice_weight * dice
 
-    def classification(self, class_scores, present, counts):
+    def classification(self, class_scores, batch, counts):
         """Weighted mean of the tokens' cross entropy, summed over the levels; not yet weighted as a term.
 
         The weights of the global batch add up to P + 0.1 (n K - P).
         """
-        b, room = present.shape
+        b, room = batch["present"].shape
         k = self.num_classes
-        ids = one_hot(present, k)
+        ids = one_hot(batch["present"], k)
         here = ops.matmul(ops.ones((b, 1, room), ms.float32), ids)  # (B, 1, K): 1 where present
         # Labels without a class say nothing of what is absent.
         labelled = ops.minimum(ops.matmul(here, ops.ones((b, k, k), ms.float32)), 1.0)
         absent = ABSENT_WEIGHT * (1.0 - here) * labelled
+        if self.absent_in_image:
+            elsewhere = one_hot(batch["image_present"], k).sum(1, keepdims=True)
+            absent = absent * (1.0 - ops.minimum(elsewhere, 1.0))
         own = ops.matmul(ids.transpose(0, 2, 1), ids)  # (B, K, K): `here` on the diagonal
         weight = ops.stop_gradient(ops.concat((own, absent), 1))  # (B, K + 1, K tokens)
         total = 0.0

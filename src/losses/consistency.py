@@ -172,7 +172,7 @@ def shallow_consistency(embedding, colours, inside, stride, sigma, xy, rgb):
     product = ops.BatchMatMul(transpose_a=True)
     position = ops.tile(places(h, w, stride / xy), (b, 1, 1, 1))
     row, column = gram_factors(ops.concat((position, colours / rgb), 1).reshape(b, -1, h * w))
-    kernel = ops.exp(product(row, column))
+    kernel = ops.exp(ops.minimum(product(row, column), 0.0))
     inside = inside.reshape(b, 1, h * w)
     pairs = product(inside, inside) * spread(off_diagonal(h * w), kernel.shape)
     row, column = gram_factors(embedding.reshape(b, -1, h * w))

@@ -12,7 +12,7 @@ from src.constants import IGNORE
 from src.functional import check_choice, pool_grid
 from src.losses.consistency import ConsistencyLoss, shallow_consistency
 from src.losses.cross_entropy import LogSoftmax, MeanCrossEntropy, pick_true
-from src.losses.grids import cell_labels, grid_of, grid_shares, to_grid, unit, whole_cells
+from src.losses.grids import cell_labels, cells_of, class_logits, grid_of, grid_shares, to_grid, unit, whole_cells
 from src.losses.options import read_weights
 from src.losses.regulariser import Regulariser
 
@@ -53,7 +53,7 @@ class PartialCrossEntropyLoss(nn.Cell):
         """Weighted terms (ce, aux): outputs logits and auxiliary (B, K, h, w), batch label (B, H, W) int32."""
         ce = aux = ops.zeros((), ms.float32)
         if self.ce_weight > 0.0:
-            ce = self.average(outputs["logits"], batch["label"], counts)
+            ce = self.average(class_logits(outputs), batch["label"], counts)
         if self.aux_weight > 0.0:
             aux = self.average(outputs["auxiliary"], batch["label"], counts)
         return self.ce_weight * ce, self.aux_weight * aux
@@ -109,8 +109,20 @@ class DFRLoss(nn.Cell):
         deep = (regulariser.deep_source,) if self.regulariser_weight > 0.0 and regulariser.deep else ()
         pairs = ("embedding",) if self.pairs else ()
         self.needs = tuple(dict.fromkeys((*base.needs, "logits", *deep, *pairs)))
+        self.needs_full_labels = getattr(base, "needs_full_labels", ())
         self.columns = ("image_present", "progress")  # of the batch, besides those that every batch has
         self.log_softmax = LogSoftmax()
+
+    def check_crop(self, size: tuple[int, int]) -> None:
+        """Raises ValueError where crops of `size` pixels (H, W) are no whole cells, or too few for the kernel."""
+        if self.regulariser_weight > 0.0:
+            grid = cells_of("loss.regulariser.stride", self.regulariser.stride, size)
+            try:
+                self.regulariser.energy.check_grid(grid)
+            except ValueError as error:
+                raise ValueError(f"loss.regulariser: {error} (crops of {size[0]} x {size[1]} pixels)") from error
+        if self.pairs:
+            cells_of("loss.consistency.stride", self.consistency.stride, size)
 
     def construct(self, outputs, batch, counts):
         """Weighted terms: the base's, then regulariser, consistency, shallow.
@@ -135,7 +147,7 @@ class DFRLoss(nn.Cell):
         """The regulariser (B,), not yet weighted."""
         stride, label = self.regulariser.stride, batch["label"]
         size = grid_of(label, stride)
-        shares = grid_shares(outputs["logits"], size, self.log_softmax)
+        shares = grid_shares(class_logits(outputs), size, self.log_softmax)
         embedding = None
         if self.regulariser.deep:
             embedding = to_grid(outputs[self.regulariser.deep_source].astype(ms.float32), size)
@@ -155,7 +167,7 @@ class DFRLoss(nn.Cell):
         inside = whole_cells(batch["valid"], stride)
         consistency = shallow = ops.zeros((), ms.float32)
         if self.consistency_weight > 0.0:
-            shares = ops.stop_gradient(grid_shares(outputs["logits"], size, self.log_softmax))
+            shares = ops.stop_gradient(grid_shares(class_logits(outputs), size, self.log_softmax))
             cells, progress = cell_labels(label, stride), batch["progress"].reshape(())
             consistency = self.consistency(embedding, shares, cells, inside, batch["image_present"], progress)
         if self.shallow_weight > 0.0:

@@ -9,13 +9,21 @@ from mindspore import ops
 from src.constants import IGNORE
 from src.functional import pool_grid, resize_bilinear, spread
 
+SMALLEST_SCORE = 1e-6  # keeps the logarithm of a score finite
+
+
+def cells_of(key: str, stride: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of the cells of `stride` pixels, a setting, of crops (H, W); ValueError where they do not fill them."""
+    if size[0] % stride or size[1] % stride:
+        raise ValueError(
+            f"data.crop_size {list(size)} is no whole number of cells of {stride} pixels ({key}): change one of them"
+        )
+    return size[0] // stride, size[1] // stride
+
 
 def grid_of(label, stride):
-    """(h, w) of the cells of `stride` pixels of a label (B, H, W); ValueError where they do not fill it."""
-    height, width = label.shape[1], label.shape[2]
-    if height % stride or width % stride:
-        raise ValueError(f"crops of {height} x {width} pixels are no whole cells of {stride}: change data.crop_size")
-    return height // stride, width // stride
+    """(h, w) of the cells of `stride` pixels of a label (B, H, W), which they fill (`cells_of`)."""
+    return label.shape[1] // stride, label.shape[2] // stride
 
 
 def to_grid(x, size):
@@ -25,10 +33,21 @@ def to_grid(x, size):
     return pool_grid(x, size)
 
 
+def class_logits(outputs):
+    """Float32 logits (B, K, h, w) whose softmax is the share of every class.
+
+    Heads that give `class_scores`, as SegViT does, call logits what are sums of confidence times probability: scores q,
+    of which a pixel's shares are q / sum q. That is the softmax of their logarithms.
+    """
+    logits = outputs["logits"].astype(ms.float32)
+    if "class_scores" in outputs:
+        return ops.log(ops.maximum(logits, SMALLEST_SCORE))
+    return logits
+
+
 def grid_shares(logits, size, log_softmax):
     """Shares of the classes (B, K, h, w) from logits (B, K, H', W'): means of the cells' shares where the cells fit the
     logits' grid, else of resized logits."""
-    logits = logits.astype(ms.float32)
     if logits.shape[2] % size[0] or logits.shape[3] % size[1]:
         logits = resize_bilinear(logits, size)
     b, k, h, w = logits.shape

@@ -16,6 +16,14 @@ MASK_IGNORES = ("exclude", "negative")
 FOCAL_ALPHA = 0.25  # weight of target pixels, gamma is 2 (Lin et al., "Focal Loss for Dense Object Detection")
 
 
+def full_labels_for(mends: dict[str, bool], mask_ignore: str) -> tuple[str, ...]:
+    """The settings that would let a loss learn from sparse labels, in which what has no label may be of any class.
+
+    mends: setting -> whether it is needed; that of `mask_ignore` is added.
+    """
+    return tuple(mend for mend, on in {**mends, "mask_ignore: exclude": mask_ignore == "negative"}.items() if on)
+
+
 class MaskTerms(nn.Cell):
     """Mask loss and dice loss of masks, one a class, against the pixels of their class; not yet weighted.
 

@@ -47,6 +47,11 @@ class DenseEnergy(nn.Cell):
         self.forward_sums = ops.BatchMatMul(transpose_b=True)
         self.backward_sums = ops.BatchMatMul()
 
+    def check_grid(self, size: tuple[int, int]) -> None:
+        """Raises ValueError for a grid (h, w) of fewer positions than blocks."""
+        if self.blocks > size[0] * size[1]:
+            raise ValueError(f"blocks is {self.blocks}, but the grid has {size[0] * size[1]} positions; give fewer")
+
     def construct(self, shares, features, gate, valid, others=()):
         """(B,) float32. shares (B, K, h, w); features: z, a map (B, F_k, h, w) for each kernel; gate, valid: g and u,
         both (B, 1, h, w); others: y, a map (B, D, h, w) for each kernel, or nothing."""
@@ -105,7 +110,8 @@ class DenseEnergy(nn.Cell):
         total = 0.0
         for i in range(len(factors)):
             row = factors[i][0] if self.kernel_grad else ops.depend(factors[i][0], after)
-            exponent = self.exponents(row[:, :, top:bottom], factors[i][1][:, :, left:right])
+            # Round-off of the products may go above 0, where like cells lie far from the mean.
+            exponent = ops.minimum(self.exponents(row[:, :, top:bottom], factors[i][1][:, :, left:right]), 0.0)
             if len(factors[i]) > 2:
                 other = factors[i][2] if self.kernel_grad else ops.depend(factors[i][2], after)
                 exponent = exponent - ops.cdist(other[:, top:bottom], other[:, left:right], 1.0)
@@ -134,6 +140,14 @@ class WindowEnergy(nn.Cell):
             raise ValueError(f"radius is {radius}, dilations {tuple(dilations)}; give at least 1 for each")
         self.weights, self.norm, self.kernel_grad = weights, norm, kernel_grad
         self.offsets = window_offsets(radius, dilations)
+
+    def check_grid(self, size: tuple[int, int]) -> None:
+        """Raises ValueError for a grid (h, w) in which no two positions are as far apart as any offset."""
+        if not any(dy < size[0] and abs(dx) < size[1] for dy, dx in self.offsets):
+            raise ValueError(
+                f"no offset of the window (radius, dilations) fits into a grid of {size[0]} x {size[1]} cells; give "
+                "smaller dilations"
+            )
 
     def construct(self, shares, features, gate, valid, others=()):
         """(B,) float32; arguments as those of DenseEnergy."""
@@ -196,9 +210,7 @@ def gram_factors(z):
 
 @ms.ops.constexpr
 def block_cuts(count: int, blocks: int) -> tuple[int, ...]:
-    """Where the blocks of `count` positions begin, and the end."""
-    if blocks > count:
-        raise ValueError(f"blocks is {blocks}, but the loss's grid has {count} positions; give fewer blocks")
+    """Where the blocks of `count` positions begin, and the end; no more blocks than positions (`check_grid`)."""
     return tuple(i * count // blocks for i in range(blocks + 1))
 
 

@@ -50,8 +50,6 @@ def with_consistency(in_channels, grids, num_classes: int, *, main: dict[str, An
 
 def pixel_text(in_channels, grids, num_classes, *, encoder: dict, width: int = 512, **kwargs) -> PixelTextHead:
     """`PixelTextHead` over the encoder that `encoder` names with its options, a head of `width` classes."""
-    if "name" not in encoder:
-        raise ValueError(f"encoder needs a name; known: {', '.join(ENCODERS)}")
     pixels = build("encoder", ENCODERS, encoder, in_channels, grids, width)
     return PixelTextHead(pixels, num_classes, width, **kwargs)
 
@@ -85,6 +83,8 @@ def create_model(model: ModelConfig, num_classes: int, image_size: tuple[int, in
 
 def build(key: str, table: dict, settings: dict, *args):
     """Calls the builder that `settings["name"]` names with args and the other settings as keyword arguments."""
+    if not isinstance(settings.get("name"), str):
+        raise ValueError(f"{key} {settings} has no name; known: {', '.join(table)}")
     builder = lookup(table, settings["name"], key.rsplit(".", 1)[-1])
     options = {name: value for name, value in settings.items() if name != "name"}
     return construct(f"{key} ({settings['name']})", builder, options, *args)
