@@ -37,6 +37,10 @@ CASES = {
     "vit-consistency-cpu": (
         "vit", "consistency", {}, {"name": "dfr", "regulariser": {"blocks": 2}}, {"name": "sgd"}, {},
     ),
+    "vit-consistency-half": (
+        "vit", "consistency", {}, {"name": "dfr", "regulariser": {"impl": "window", "radius": 1}}, {"name": "sgd"},
+        {"scaled": True},
+    ),
     "vit-ecenet-pyr": ("vit", "ecenet", {"preset": "pyr", "num_rounds": 1}, None, {}, {}),
     "vit-fcn-half": (
         "vit", "fcn", {"norm": "batch"}, "cross_entropy", {"name": "sgd"},

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from src.config import load_config
 from src.data import train_transforms
 from src.data.transforms import declared_columns
-from src.engine.train_step import run_step
+from src.engine.train_step import TrainStep, run_step
 from src.functional import average_pool_matrix, bilinear_matrix
 from src.losses import batch_counts, check_outputs, create_loss
 from src.models import HEADS, build, create_model
@@ -205,7 +205,7 @@ def test_other_features_train_without_the_embedding(source, head):
         noise = np.ones((1, 2, len(step.network.noise_rates)), np.float32)
         found.append(run_step(step, step.inputs(0, 0.0), noise, [{**batch, **columns}], batch_counts(batch)))
     assert 0.0 < found[1].terms["regulariser"] != pytest.approx(found[0].terms["regulariser"], rel=1e-5)
-    assert np.isfinite([result.norm for result in found]).all()
+    assert np.isfinite([result.norm for result in found]).all() and len(step.compile_cache) == 1
 
 
 def test_classes_of_the_whole_image_travel_with_its_crops():
@@ -226,9 +226,16 @@ def test_classes_of_the_whole_image_travel_with_its_crops():
     assert declared_columns(train_transforms(settings, 11)) == ("valid", "present")
 
 
-def test_training_from_scribbles_end_to_end(tmp_path):
-    """train.py on two drawn images and their simulated scribbles: every term is logged, finite, and on its schedule."""
+def test_training_from_scribbles_end_to_end(tmp_path, monkeypatch):
+    """train.py on two drawn images and their simulated scribbles: every term is logged, finite, and on its schedule,
+    in one graph for all values of beta."""
+    steps = []
 
+    def create_step(*arguments, **options):
+        steps.append(TrainStep(*arguments, **options))
+        return steps[-1]
+
+    monkeypatch.setattr("train.TrainStep", create_step)
     file, out = write_data(tmp_path / "data"), tmp_path / "drawn"
     assert run_command("tools/make_scribbles.py", "--config", file, "--output", out, "--background", "none").code == 0
     config = load_config(
@@ -242,6 +249,7 @@ def test_training_from_scribbles_end_to_end(tmp_path):
         ],
     )  # fmt: skip
     train(config)
+    assert [len(step.compile_cache) for step in steps] == [1]
     lines = (tmp_path / "runs" / config.name / "metrics.jsonl").read_text().splitlines()
     terms = [record["terms"] for record in map(json.loads, lines) if record["kind"] == "train"]
     assert list(terms[0]) == ["ce", "aux", "regulariser", "consistency", "shallow"]

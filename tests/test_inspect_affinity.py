@@ -15,6 +15,7 @@ from tests import dfr_reference as reference
 from tests.commands import refuse, succeed
 from tests.running import draw
 from tests.tiny import weights_of
+from tools import inspect_affinity
 from tools.inspect_affinity import KINDS, Scene, affinities, load, look, table
 
 TOOL = "tools/inspect_affinity.py"
@@ -97,6 +98,16 @@ def test_what_is_compared_is_what_the_loss_sees(trained):
     assert scene.label.shape == (48, 64) and len(np.unique(scene.label)) > 1
 
 
+def test_the_predicted_classes_have_a_legend(tmp_path, monkeypatch):
+    scene, figures = random_scene(), []
+    monkeypatch.setattr(inspect_affinity.plt, "close", figures.append)
+    classes = Classes(("road", "sky"), ((0, 0, 0), (255, 0, 0)), {0: 0, 1: 1})
+    inspect_affinity.draw([(3, 4)], [dict.fromkeys(KINDS, np.zeros((3, 4)))], scene, classes, tmp_path / "a.png")
+    legend = figures[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["road", "sky"]
+    assert [patch.get_facecolor()[:3] for patch in legend.get_patches()] == [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0)]
+
+
 def test_command_draws_any_image(trained, tmp_path):
     file, weights = trained
     photo, output = tmp_path / "photo.png", tmp_path / "figures" / "affinity.png"
@@ -125,5 +136,8 @@ def test_misuse_says_why(trained, tmp_path):
     assert "reads 'embedding', which the head 'fcn'" in refuse(TOOL, *base, "model.head={name: fcn}")
     assert "no whole number of cells of 7 pixels" in refuse(TOOL, *base, "loss={name: dfr, regulariser: {stride: 7}}")
     assert "does not fit the network" in refuse(TOOL, *base, "model.head.channels=16")
+    other = "model.head={name: consistency, main: {name: upernet, channels: 8, auxiliary: 0}}"
+    assert "another head than 'consistency'" in (told := refuse(TOOL, *base, other)) and "config.yaml" in told
+    assert len(told.splitlines()) == 1
     base[base.index("--output") + 1] = tmp_path / "a.jpg"
     assert "give a name that ends in .png" in refuse(TOOL, *base)

@@ -1,8 +1,5 @@
 """Draws what DFR's kernel ties a pixel to: shallow, deep and joint affinity over an image, from a trained network.
 
-python tools/inspect_affinity.py --config FILE --checkpoint PATH --image IMAGE --pixel X,Y [--pixel X,Y ...]
-    [--output FILE.png] [key=value ...]
-
 A row for each pixel: the predicted classes, then how strongly every cell of the loss's grid is tied to the pixel's: by
 place and colour (shallow), by features alone (deep), by both (joint, what the loss uses at the end of a training); 1 is
 the most. X to the right and Y down are counted in the image's own pixels, from 0. The image is resized, its ratio
@@ -19,6 +16,7 @@ import numpy as np
 matplotlib.use("Agg")  # a file is drawn, no window opened
 
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.patches import Patch  # noqa: E402
 from mindspore import Tensor, nn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +27,7 @@ from src.config import Config, format_config, load_config_with_sources  # noqa: 
 from src.data import load_classes  # noqa: E402
 from src.data.classes import Classes  # noqa: E402
 from src.data.reading import read_image  # noqa: E402
-from src.engine.weights import load_weights, require_classes, weights_file  # noqa: E402
+from src.engine.weights import load_weights, read_tensors, require_classes, weights_file  # noqa: E402
 from src.functional import pool_grid, resize_bilinear  # noqa: E402
 from src.losses import create_loss  # noqa: E402
 from src.losses.dfr import DFRLoss  # noqa: E402
@@ -139,8 +137,20 @@ def load(config: Config, checkpoint: str, classes: Classes) -> tuple[nn.Cell, Re
             "(loss.regulariser.stride)"
         )
     require_classes(weights_file(checkpoint), classes.names)
+    require_head(weights_file(checkpoint), network.head, config.model.head["name"])
     load_weights(network, checkpoint)
     return network.set_train(False), regulariser
+
+
+def require_head(file: Path, head: nn.Cell, kind: str) -> None:
+    """Raises ValueError where a weights file holds other parameters of a head than those of the kind `kind`."""
+    stored = {name for name in read_tensors(file)[0] if name.startswith("head.")}
+    wanted = {parameter.name for parameter in head.get_parameters()}
+    if stored != wanted:
+        raise ValueError(
+            f"{file} was trained with another head than {kind!r}: {len(wanted - stored)} of its {len(wanted)} "
+            f"parameters are missing there, {len(stored - wanted)} are unknown; give the config.yaml of that run"
+        )
 
 
 def look(network: nn.Cell, regulariser: Regulariser, photo: np.ndarray, size: tuple[int, int]) -> Scene:
@@ -211,6 +221,9 @@ def draw(places: list, found: list[dict], scene: Scene, classes: Classes, output
     palette = np.array(classes.palette)[scene.label] / 255.0
     for row, (x, y), maps in zip(axes, places, found, strict=True):
         row[0].imshow(0.5 * grey + 0.5 * palette)
+        found_classes = np.unique(scene.label[:height, :width]).tolist()
+        patches = [Patch(color=np.array(classes.palette[k]) / 255.0, label=classes.names[k]) for k in found_classes]
+        row[0].legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize="small")
         row[0].set_title(f"predicted: {classes.names[scene.label[y, x]]}", loc="left")
         for panel, kind in zip(row[1:], KINDS, strict=True):
             panel.imshow(grey)
