@@ -115,6 +115,11 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
 
 def check_data(config: Config, classes, items, samples) -> None:
     """Looks at the first samples of both splits and prints warnings; raises ValueError for what cannot be used."""
+    if config.loss.get("protocol") == "binary" and getattr(items[0], "category", None) is None:
+        raise ValueError(
+            "loss.protocol=binary needs samples that ask for one class: data.options.samples=pairs of pascal_5i or "
+            "coco_20i; else use loss.protocol=multiclass"
+        )
     splits = {config.data.train_split: items, config.data.val_split: samples.items}
     for finding in check_first(config.data, classes, splits):
         get_console().print(f"warning: {finding.text}\n    {finding.mend}", markup=False, soft_wrap=True)

@@ -71,7 +71,7 @@ def test_the_command_makes_the_mean_of_folds(tmp_path):
     plain, oracle = json.loads(out.with_suffix(".json").read_text())["rows"]
     assert plain == {"fusion": "none", "uses_ground_truth": False, "miou": pytest.approx(0.15), "fb_iou": 0.5}
     assert oracle["uses_ground_truth"] and oracle["miou"] == pytest.approx(0.25)
-    assert "| oracle | 0.2500 | 0.5000 | **yes** |" in out.read_text()
+    assert "| oracle (ground truth) | 0.2500 | 0.5000 | **yes** |" in out.read_text()
     assert "the same unseen classes" in refuse(tool, files[0], files[0], "--output", out)
     other = write_fold(tmp_path / "x.json", "e", 0.5, ("none",))
     assert "rows none, those of" in refuse(tool, files[0], other, "--output", out)

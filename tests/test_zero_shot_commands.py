@@ -107,6 +107,7 @@ def test_every_fusion_is_reported_and_the_oracle_flagged(report):
         assert {"seen", "unseen", "hiou", "fb_iou"} <= row.keys()
     flagged = [line for line in text.splitlines() if "**yes**" in line]
     assert len(flagged) == 1 and flagged[0].startswith("| oracle")
+    assert text.count("| oracle (ground truth) |") == 2 and "| oracle |" not in text
     assert "car (unseen)" in text and found["samples"] == 3
     for row in found["rows"][1:6]:
         scores = json.loads((folder / f"scores_{row['fusion']}.json").read_text())

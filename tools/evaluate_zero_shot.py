@@ -227,7 +227,8 @@ def flags_of(name: str) -> dict:
 def title(row: Mapping) -> str:
     """A row's name for people."""
     gamma = row.get("calibration", 0.0)
-    return f"{row['fusion']}, calibration {gamma:g}" if gamma else row["fusion"]
+    name = f"{row['fusion']} (ground truth)" if row["uses_ground_truth"] else row["fusion"]
+    return f"{name}, calibration {gamma:g}" if gamma else name
 
 
 def to_markdown(report: dict) -> str:
