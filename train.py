@@ -133,7 +133,7 @@ def create_network(config: Config, names: tuple[str, ...], world_size: int):
     names: of the classes, whose text it is given where it is told by text.
     """
     network = create_model(config.model, len(names), config.data.crop_size)
-    give_text(network, config.model, names)
+    give_text(network, config.model, names, config.data.unseen)
     synchronise_norms(network, world_size)
     if config.train.batch_size * world_size == 1 and has_batch_norm(network):
         get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")

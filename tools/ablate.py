@@ -183,7 +183,7 @@ def check(config: Config) -> dict:
     """
     classes = load_classes(config.data)
     network = create_model(config.model, len(classes), config.data.crop_size)
-    give_text(network, config.model, classes.names)
+    give_text(network, config.model, classes.names, config.data.unseen)
     check_outputs(network.head, create_loss(config.loss, len(classes)))
     if config.model.pretrained:
         load_pretrained(network, config.model.pretrained)
