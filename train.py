@@ -116,6 +116,11 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
 
 def check_data(config: Config, classes, items, samples) -> None:
     """Looks at the first samples of both splits and prints warnings; raises ValueError for what cannot be used."""
+    if config.loss.get("protocol") == "binary" and getattr(items[0], "category", None) is None:
+        raise ValueError(
+            "loss.protocol=binary needs samples that ask for one class: data.options.samples=pairs of pascal_5i or "
+            "coco_20i; else use loss.protocol=multiclass"
+        )
     splits = {config.data.train_split: items, config.data.val_split: samples.items}
     for finding in check_first(config.data, classes, splits):
         get_console().print(f"warning: {finding.text}\n    {finding.mend}", markup=False, soft_wrap=True)
@@ -129,7 +134,7 @@ def create_network(config: Config, names: tuple[str, ...], world_size: int):
     names: of the classes, whose text it is given where it is told by text.
     """
     network = create_model(config.model, len(names), config.data.crop_size)
-    give_text(network, config.model, names)
+    give_text(network, config.model, names, config.data.unseen)
     synchronise_norms(network, world_size)
     if config.train.batch_size * world_size == 1 and has_batch_norm(network):
         get_console().print("warning: batch normalisation over a batch of 1 image; use model.head.norm=group")

@@ -3,6 +3,7 @@
 Letters: H x W image, P pixels along a node, h x w grid of nodes, N = h w, D width of a feature.
 """
 
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config import ModelConfig
-from src.engine.weights import CLASSES, load_pretrained, read_metadata, weights_file
+from src.engine.weights import CLASSES, load_pretrained, read_metadata, read_tensors, weights_file
 from src.models import BACKBONES, build, create_model
 from src.models.backbones.vit import VisionTransformer
 from src.spectral.options import SpectralOptions
@@ -49,8 +50,9 @@ class FeatureMaker:
     Args:
         model: whose backbone is asked. weights: what it loads. allow_finetuned: accept weights of a run of ours.
 
-    The image is resized so that a patch is as wide as the network's stride. Raises ValueError for fine-tuned weights
-    (they have seen masks, which eigensegments promise not to) and for keys of a backbone that is no Vision Transformer.
+    `facts` are what decides the features besides the options, as plain values. The image is resized so that a patch is
+    as wide as the network's stride. Raises ValueError for fine-tuned weights (they have seen masks, which eigensegments
+    promise not to), for keys of a backbone that is no Vision Transformer, and for features through drawn weights.
     """
 
     def __init__(
@@ -62,9 +64,14 @@ class FeatureMaker:
                 f"{self.weights} was trained on masks; eigensegments need pretrained weights "
                 "(tools/convert_weights.py), or --allow-finetuned where that is meant"
             )
+        self.facts = {
+            "weights_sha256": hashlib.sha256(self.weights.read_bytes()).hexdigest(), "backbone": model.backbone,
+            "mean": list(model.mean), "std": list(model.std),
+        }  # fmt: skip
         backbone = build("model.backbone", BACKBONES, model.backbone, SMALLEST)
         if options.features in ("dino_k", "backbone_k") and not isinstance(backbone, VisionTransformer):
             raise ValueError(f"spectral.features={options.features} needs a Vision Transformer; use backbone_map")
+        self.require_loaded(backbone)
         self.stride = backbone.strides[0]
         self.networks: dict[tuple[int, int], nn.Cell] = {}
 
@@ -81,6 +88,21 @@ class FeatureMaker:
         if len(tokens) != height * width:
             raise ValueError(f"the network gives {len(tokens)} features for {height} x {width} patches; use a ViT")
         return tokens
+
+    def require_loaded(self, backbone: nn.Cell) -> None:
+        """Raises ValueError where the file lacks weights of the backbone that are used and start as random numbers.
+
+        Fresh normalisations are ones and zeros: they change nothing from run to run.
+        """
+        unused = () if self.options.features == "backbone_map" else tuple(backbone.fresh_prefixes)
+        known = {name.removeprefix("backbone.") for name in read_tensors(self.weights)[0]}
+        fresh = {name: p for name, p in backbone.parameters_and_names() if name not in known}
+        drawn = [name for name, p in fresh.items() if not name.startswith(unused) and np.ptp(p.asnumpy()) > 0]
+        if drawn:
+            raise ValueError(
+                f"{self.weights} lacks {', '.join(drawn)}, which --features {self.options.features} goes through and "
+                "which would be drawn at random; use keys, model.backbone.readout=drop or weights that have them"
+            )
 
     def build(self, size: tuple[int, int]) -> nn.Cell:
         """The network of one image size, its weights loaded."""

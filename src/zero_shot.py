@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from src.constants import IGNORE
-from src.metrics import iou
 
 
 def binary_counts(pred: np.ndarray, label: np.ndarray, ignore_void: bool = True) -> np.ndarray:
@@ -46,11 +45,6 @@ def binary_scores(counts: np.ndarray) -> dict[str, float]:
 def mean_of_folds(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of every score over the folds."""
     return {key: float(np.mean([fold[key] for fold in scores])) for key in scores[0]}
-
-
-def generalised_scores(matrix: np.ndarray, unseen: Sequence[int]) -> dict[str, float | None]:
-    """`split_scores` of counts (K, K)."""
-    return split_scores(iou(matrix), unseen)
 
 
 def split_scores(overlaps: np.ndarray, unseen: Sequence[int]) -> dict[str, float | None]:

@@ -74,7 +74,7 @@ def test_binary_takes_class_0_and_the_one_asked_for():
     logits = draw(2, 4, 2, 2)
     label = np.array([[[0, 3], [3, 255]], [[1, 1], [0, 0]]]).repeat(2, 1).repeat(2, 2)
     label[:, 1::2] = 2  # pixels that the grid does not read
-    present = [[3, -1], [0, 1]]
+    present = [[3, 0], [1, 3]]  # the first is asked for, whatever else the crop shows
 
     def expect(void: bool) -> float:
         losses = []
@@ -266,6 +266,18 @@ def test_all_terms_together_and_halves_of_a_batch():
     assert not nothing.any() and not any(slope.any() for slope in slopes)
 
 
+def test_boundaries_of_the_class_that_is_asked_for():
+    logits, boundary, present = draw(1, 4, 4, 8), 2 * draw(1, 1, 4, 8, seed=1), [[1, 0, 3]]
+    label = np.zeros((1, 16, 32), np.int32)
+    label[:, 4:10, 6:20], label[:, :, 28:], label[:, 14:] = 1, 3, 255
+    options = {"protocol": "binary", "weights": {"att": 0.0, "shape": 0.3}}
+    target, _ = run(Slopes(4, edge_scope="target", **options), logits, label, present, boundary)
+    alone, _ = run(Slopes(4, edge_scope="seen", **options), logits, np.where(label == 3, 0, label), present, boundary)
+    every, _ = run(Slopes(4, edge_scope="seen", **options), logits, label, present, boundary)
+    np.testing.assert_array_equal(target, alone)
+    assert every[1] != target[1] and every[3] != target[3] and every[0] == target[0]
+
+
 def test_what_the_head_must_give():
     head = FCNHead((8,), ((2, 2),), 3, channels=4)
     check_outputs(head, create_loss({"name": "alignment", "weights": {"bce": 0.0, "att": 0.0}}, 3))
@@ -277,8 +289,9 @@ def test_what_the_head_must_give():
     ({"protocol": "pairs"}, "protocol 'pairs' is not known; allowed: multiclass, binary"),
     ({"ignore_void": False}, "ignore_void false needs protocol binary"),
     ({"protocol": "binary", "resolution": "label"}, "resolution 'label' needs protocol multiclass"),
+    ({"edge_scope": "own"}, "edge_scope 'own' is not known; allowed: all, seen, target"),
     ({"edge_radius": 0}, "edge_radius is 0; give at least 1"),
-    ({"edge_scope": "target"}, "edge_scope 'target' is not known; allowed: all, seen"),
+    ({"edge_scope": "target"}, "edge_scope 'target' needs protocol binary"),
     ({"weights": {"dice": 1.0}}, "unknown term 'dice'; allowed: align, bce, att, shape"),
 ])  # fmt: skip
 def test_wrong_options(options, message):

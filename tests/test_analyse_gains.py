@@ -53,13 +53,32 @@ def test_the_tool_writes_a_row_for_each_class(inputs):
     assert rows[0]["gain"] == "" and float(rows[3]["gain"]) == pytest.approx(0.3)
 
 
+def test_what_the_files_say_of_themselves_holds(inputs):
+    unseen = inputs.pop("--unseen").split(",")
+    for name, kind in (("--before", "none"), ("--after", "oracle")):
+        scores = json.loads(inputs[name].read_text())
+        facts = {"fusion": kind, "uses_ground_truth": kind == "oracle", "unseen": unseen}
+        inputs[name].write_text(json.dumps({**facts, **scores}))
+    said = succeed(TOOL, *arguments(inputs))
+    assert "fusion: oracle; uses_ground_truth: true" in said and "oracle uses the ground truth" in said
+    lines = (inputs["--output"] / "gains.csv").read_text().splitlines()
+    assert lines[0] == "# fusion: oracle; uses_ground_truth: true"
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    assert [row["class"] for row in rows if row["unseen"] == "1"] == unseen and "iou_oracle" in rows[0]
+    told = refuse(TOOL, *arguments(inputs), "--fusion", "select")
+    assert "--fusion select, but" in told and "has scores of oracle" in told
+    swapped = refuse(TOOL, *arguments(inputs, **{"--before": inputs["--after"]}))
+    assert "has scores of fusion oracle; give those of none" in swapped
+    assert "has scores of fusion none" in refuse(TOOL, *arguments(inputs, **{"--after": inputs["--before"]}))
+
+
 def test_inputs_that_do_not_fit_are_refused(inputs, tmp_path):
-    assert "required: --fusion" in refuse(TOOL, *arguments(inputs))
+    assert "does not say of which fusion its scores are: give --fusion" in refuse(TOOL, *arguments(inputs))
     bad = refuse(TOOL, *arguments(inputs, **{"--unseen": "unicorn"}), "--fusion", "select")
     assert "--unseen unicorn: need some, not all, of" in bad
     (tmp_path / "x.json").write_text('{"classes": [{"name": "moon", "iou": 1}]}')
     other = refuse(TOOL, *arguments(inputs, **{"--after": tmp_path / "x.json"}), "--fusion", "select")
-    assert "has scores of moon; the data set of the config has" in other
+    assert "has scores of moon; the config's data set has" in other
     (tmp_path / "x.json").write_text("[]")
     none = refuse(TOOL, *arguments(inputs, **{"--after": tmp_path / "x.json"}), "--fusion", "select")
     assert "holds no scores" in none

@@ -107,9 +107,9 @@ def test_the_report_holds_rows_and_correlations(tmp_path):
     lines = (tmp_path / "a.csv").read_text().splitlines()
     assert lines[0] == "# fusion: select; uses_ground_truth: false"
     assert lines[1].startswith("# Spearman of gain with compactness: 1.0000, p 0.0")
-    assert lines[3:5] == ["class,iou_none,iou_select,gain,compactness,locality,images",
-                          "class 0,0.200000,0.200000,0.000000,0.000000,0.900000,0"]  # fmt: skip
-    assert lines[-1] == "none,,,,0.500000,0.500000,0"
+    assert lines[3:5] == ["class,iou_none,iou_select,gain,compactness,locality,images,unseen",
+                          "class 0,0.200000,0.200000,0.000000,0.000000,0.900000,0,0"]  # fmt: skip
+    assert lines[-1] == "none,,,,0.500000,0.500000,0,0"
     draw_report(tmp_path / "a.png", draw_rows(), "select", False)
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
@@ -117,4 +117,4 @@ def test_the_report_holds_rows_and_correlations(tmp_path):
 def test_a_report_of_the_oracle_says_so(tmp_path):
     write_report(tmp_path / "a.csv", draw_rows(), "oracle", True)
     lines = (tmp_path / "a.csv").read_text().splitlines()
-    assert lines[0].endswith("uses_ground_truth: true") and "chose with the ground truth" in lines[1]
+    assert lines[0].endswith("uses_ground_truth: true") and "oracle uses the ground truth" in lines[1]

@@ -74,9 +74,10 @@ def test_training_takes_the_other_folds_and_hides_the_unseen(pascal):
     items = pascal_5i(pascal, "train", fold=0, complete=False)
     assert [item.name for item in items] == ["a", "c", "d"]  # a: for class 6 of fold 1
     assert [shown(item) for item in items] == [{0, 6, 255}, {0, 10}, {0, 11, 20}]
-    assert shown(pascal_5i(pascal, "train", fold=0, others="ignore", complete=False)[0]) == {0, 6, 255}
-    label = read_item(pascal_5i(pascal, "train", fold=0, others="ignore", complete=False)[0], {})["label"]
+    label = read_item(items[0], {})["label"]  # unseen pixels are ignored: no negatives
     assert (label[0, :4] == [0, 255, 6, 255]).all()
+    label = read_item(pascal_5i(pascal, "train", fold=0, others="background", complete=False)[0], {})["label"]
+    assert (label[0, :4] == [0, 0, 6, 255]).all()
     assert shown(pascal_5i(pascal, "train", fold=0, others="keep", complete=False)[0]) == {0, 1, 6, 255}
     assert [item.name for item in pascal_5i(pascal, "train", fold=0, drop_unseen=True, complete=False)] == ["c", "d"]
 
@@ -86,14 +87,14 @@ def test_pairs_ask_for_one_class_each(pascal):
     assert [(item.name, item.category) for item in items] == [("x", 16), ("x", 20)]
     assert [shown(item) for item in items] == [{0, 16}, {0, 20}]
     [item] = pascal_5i(pascal, "val", fold=3, complete=False)
-    assert item.category is None and shown(item) == {0, 16, 20}
+    assert item.category is None and shown(item) == {16, 20, 255}
     train = pascal_5i(pascal, "train", fold=2, samples="pairs", complete=False)
     assert [(item.name, item.category) for item in train] == [("a", 1), ("b", 5), ("a", 6), ("c", 10), ("d", 20)]
 
 
 def test_coco_lists(coco):
     [item] = coco_20i(coco, "train", fold=0, complete=False)
-    assert item.name == "train2014/COCO_train2014_01" and shown(item) == {0, 2}
+    assert item.name == "train2014/COCO_train2014_01" and shown(item) == {0, 2, 255}
     with pytest.raises(ValueError, match="drop_unseen leaves none of 1 items"):  # it shows class 1, too
         coco_20i(coco, "train", fold=0, drop_unseen=True, complete=False)
     for split, fold in (("val", 1), ("train", 3)):

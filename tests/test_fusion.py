@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from src.spectral import fusion
-from src.spectral.fusion import both_sides, describe, headline_kinds, none, oracle, overlap, project, regions, select
+from src.spectral.fusion import both_sides, describe, none, oracle, overlap, project, regions, select
 from src.spectral.solver import laplacian_spectrum
 from tests.spectral_graphs import blocks, random_features
 
@@ -83,8 +83,7 @@ def test_case_15_the_oracle_is_never_below_any_candidate():
     assert (probability > 0.5).tolist() == none(probability).mask.tolist()
 
 
-def test_the_oracle_is_flagged_and_no_headline():
+def test_the_oracle_is_flagged():
     assert [describe(kind)["uses_ground_truth"] for kind in fusion.KINDS] == [False, False, False, False, True]
-    assert headline_kinds(("none", "select", "oracle")) == ("none", "select")
     with pytest.raises(ValueError, match="fusion.kind 'best' is not known; allowed: none, select"):
         describe("best")

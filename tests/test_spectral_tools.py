@@ -18,6 +18,7 @@ from src.spectral_features import FeatureMaker
 from tests.commands import refuse, succeed
 from tests.tiny import write_config
 from tests.vit_reference import layer_norm, timm_forward, timm_weights
+from tools.inspect_spectrum import draw as draw_spectrum
 
 MAKE, SHOW = "tools/compute_segments.py", "tools/inspect_spectrum.py"
 
@@ -80,6 +81,27 @@ def test_weights_that_saw_masks_and_other_backbones_are_refused(weights, tmp_pat
         FeatureMaker(ModelConfig(backbone=resnet, head={"name": "fcn"}), weights[False], options)
 
 
+def test_random_readouts_make_no_features(weights, image):
+    """A readout that no file holds is drawn anew by every process: a map through it is another one every time."""
+    model = vit(class_token=True, readout="project")
+    with pytest.raises(ValueError, match="lacks readouts.0.linear.weight, which --features backbone_map goes through"):
+        FeatureMaker(model, weights[True], SpectralOptions("backbone_map", 16))
+    keys = FeatureMaker(model, weights[True], SpectralOptions("backbone_k", 16))(image)  # not through it
+    plain = FeatureMaker(vit(class_token=True), weights[True], SpectralOptions("backbone_k", 16))(image)
+    np.testing.assert_array_equal(keys, plain)
+    normed = SpectralOptions("backbone_map", 16)  # fresh normalisations are ones and zeros
+    maps = [FeatureMaker(vit(tap_norm=True), weights[False], normed)(image) for _ in range(2)]
+    np.testing.assert_array_equal(*maps)
+
+
+def test_a_cache_knows_all_that_decides_the_features(weights, tmp_path):
+    options = SpectralOptions("backbone_k", 16)
+    models = [vit(), vit(num_heads=4), vit().model_copy(update={"mean": (0.0, 0.0, 0.0)}), vit(tap_norm=True)]
+    models += [vit().model_copy(update={"std": (1.0, 1.0, 1.0)})]
+    found = {options.digest(FeatureMaker(model, weights[False], options).facts) for model in models}
+    assert len(found) == 5 and options.digest(FeatureMaker(vit(), weights[False], options).facts) in found
+
+
 def test_the_segments_of_a_split_are_made_once(tmp_path):
     config, cache = write_config(tmp_path), tmp_path / "cache"
     common = ("--config", config, "--cache", cache, "--patch", 8, "--num-eigenvectors", 2, "--workers", 1)
@@ -98,6 +120,8 @@ def test_wrong_use_of_the_tools_is_refused(tmp_path):
     needs = refuse(MAKE, "--config", config, "--cache", tmp_path / "c", "--features", "dino_k")
     assert "--features dino_k needs pretrained weights" in needs
     assert "--workers is 0" in refuse(MAKE, "--config", config, "--cache", tmp_path / "c", "--workers", 0)
+    idle = refuse(MAKE, "--config", config, "--cache", tmp_path / "c", "--weights", "/nothing")
+    assert "--features color takes no network: leave --weights and --allow-finetuned out" in idle
     show = ("--input", tmp_path / "a.png", "--output", tmp_path)
     assert "needs --config" in refuse(SHOW, *show, "--features", "backbone_k")
     assert "a.png" in refuse(SHOW, *show)
@@ -126,3 +150,12 @@ def test_the_spectrum_of_an_image_is_drawn(tmp_path, image):
     assert str(tmp_path / "a_spectrum.png") in said
     height, width = read_image(tmp_path / "a_spectrum.png").shape[:2]
     assert width > 900 and height > 400
+
+
+@pytest.mark.parametrize("size", [(20, 400), (400, 20)])
+@pytest.mark.filterwarnings("error")
+def test_long_images_are_drawn_without_warnings(tmp_path, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    draw_spectrum(image, decompose(image, None, SpectralOptions("color", 8)), tmp_path / "a.png")
+    height, width = read_image(tmp_path / "a.png").shape[:2]
+    assert 300 < height < 2500 and width > 1500

@@ -125,6 +125,11 @@ def broken(case: str) -> TextTable:
         "format": draw_table(format=2),
         "template": draw_table(templates=["a photo"]),
         "meta": TextTable(table.names, table.embeddings, meta={"format": 1, "clip_model": "ViT-B/32", "dim": 512}),
+        "braces": draw_table(templates=["a {} {x}"]),
+        "templates": draw_table(templates=None),
+        "zeros": TextTable(table.names, np.where(np.arange(3)[:, None] == 1, 0, table.embeddings), meta=table.meta),
+        "normalised": draw_table(normalised=True),
+        "list": draw_table(clip_model=["ViT-B/32"]),
         "type": TextTable(table.names, table.embeddings.astype(np.float64), meta=table.meta),
     }[case]
 
@@ -136,6 +141,9 @@ def broken(case: str) -> TextTable:
         ("unique", "the name 'a' occurs more than once"), ("width", r"\(3, 500\), need float32 \(3, 512\)"),
         ("model", "clip_model 'ViT-Z' is not known; allowed: ViT-B/32"), ("format", "format is 2"),
         ("template", "template 'a photo' needs one {}"), ("meta", "meta lacks 'licence'"), ("type", "float64"),
+        ("braces", "template 'a {} {x}' needs one {}"), ("templates", "templates is None, need a list"),
+        ("zeros", "embeddings of diningtable are zeros"), ("normalised", "rows have other lengths than 1"),
+        ("list", "is not known; allowed: ViT-B/32"),
     ],
 )  # fmt: skip
 def test_tables_that_break_the_format_are_refused(tmp_path, case, message):
@@ -157,6 +165,21 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         read_table(tmp_path / "t.npz")
     np.savez(tmp_path / "t.npz", names=np.array(["a"], object), embeddings=0, negative_names=0, negatives=0, meta="{}")
     with pytest.raises(ValueError, match="allow_pickle"):
+        read_table(tmp_path / "t.npz")
+    words = {"names": np.array(["a"]), "negative_names": np.array([], str)}
+    whole = {**words, "embeddings": 0, "negatives": 0, "meta": "{}"}
+    for wrong, message in (
+        ({"meta": "[]"}, "meta is no mapping"), ({"names": np.array("a")}, "names is <U1"),
+        ({"names": np.array([["a"]])}, "no list of texts"),
+        ({"negative_names": np.zeros(1)}, "negative_names is float64"),
+        ({}, "meta lacks 'format'.*embeddings is int64"),
+    ):  # fmt: skip
+        np.savez(tmp_path / "t.npz", **{**whole, **wrong})
+        with pytest.raises(ValueError, match=message):
+            read_table(tmp_path / "t.npz")
+    with (tmp_path / "t.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="it is no .npz file"):
         read_table(tmp_path / "t.npz")
 
 
@@ -228,6 +251,10 @@ def test_a_public_file_without_names_or_of_another_length_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((2, 512), np.float16))
     with pytest.raises(FileNotFoundError, match="class_names.json"):
         read_table(tmp_path / "x.npy")
+    for text in ("not json", "{}", "[]", '{"classes": ["a"]}'):
+        (tmp_path / "class_names.json").write_text(text)
+        with pytest.raises(ValueError, match=r"class_names.json names no classes"):
+            read_table(tmp_path / "x.npy")
     (tmp_path / "class_names.json").write_text(json.dumps({"classes": {"y": ["a"], "x": ["a"]}}))
     with pytest.raises(ValueError, match=r"shape \(2, 512\), but .* names 1 classes"):
         read_table(tmp_path / "x.npy")

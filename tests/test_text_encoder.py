@@ -133,11 +133,12 @@ def test_the_tool_makes_a_table(tmp_path):
     write_weights(tmp_path / "w.safetensors", convert("clip_text", weights).weights, {"source": "clip_text"})
     merges = write_merges(tmp_path / "bpe.gz")
     common = ("--weights", tmp_path / "w.safetensors", "--merges", merges, "--output", tmp_path / "t.npz")
-    said = succeed("tools/encode_text.py", *common, "--classes", "diningtable, cat")
+    said = succeed("tools/encode_text.py", *common, "--classes", "diningtable, cat", "--licence", "mine")
     assert "2 names and 1 negatives, 512 numbers each" in said
     table = read_table(tmp_path / "t.npz")
     assert table.names == ("dining table", "cat") and table.negative_names == ("others",)
     assert not table.meta["normalised"] and table.meta["spelling"] == "natural"
+    assert table.meta["licence"] == "mine"
     wanted = np.stack([reference(weights, [49406, *ids, 49407]) for ids in ([8658, 2175], [2368], [3326])])
     np.testing.assert_allclose(table.all_rows, wanted, atol=5e-5 * np.abs(wanted).max())
     text = TextConfig(table=str(tmp_path / "w.safetensors"), merges=str(merges))  # a network's text without a table
@@ -147,6 +148,12 @@ def test_the_tool_makes_a_table(tmp_path):
     with pytest.raises(ValueError, match="model.text.template 'photo' needs one {}"):
         text_rows(text.model_copy(update={"template": "photo"}), ("cat",))
     assert "needs one {}" in refuse("tools/encode_text.py", *common, "--classes", "cat", "--template", "photo")
+    assert "no other braces" in refuse("tools/encode_text.py", *common, "--classes", "cat", "--template", "a {} {x}")
+    assert "cat, Cat are one name" in refuse("tools/encode_text.py", *common, "--classes", "cat,Cat")
+    assert "others, others are one name" in refuse("tools/encode_text.py", *common, "--classes", "others")
+    assert "no name is given" in refuse("tools/encode_text.py", *common, "--classes", " , ")
+    wide = refuse("tools/encode_text.py", *common, "--classes", "cat", "--clip-model", "ViT-L/14")
+    assert "gives vectors of 512 numbers, ViT-L/14 of 768: set --clip-model" in wide
     write_weights(tmp_path / "w.safetensors", {"head.x": np.ones(3, np.float32)}, {})
     assert "no converted text encoder" in refuse("tools/encode_text.py", *common, "--classes", "cat")
 

@@ -1,5 +1,7 @@
 """Heads whose classes are told by text: values, other classes for the same weights, wrong settings."""
 
+import json
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from mindspore.nn.utils import no_init_parameters
 from src.class_text import give_text, loader_of, read_names, text_rows
 from src.config import ModelConfig, TextConfig
 from src.engine.optimizer import create_optimizer
-from src.engine.weights import parameters_of, write_weights
+from src.engine.weights import CLASSES, parameters_of, write_weights
 from src.models import create_model
 from src.models.heads.text import (
     Similarity,
@@ -154,11 +156,45 @@ def test_rows_by_name_length_and_error(table):
         text_rows(TextConfig(table=str(file)), ("zebra crosing",))
     with pytest.raises(ValueError, match="model.text.names has car, which are no classes; known: road"):
         text_rows(TextConfig(table=str(file), names={"car": "sky"}), ("road",))
+    assert text_rows(TextConfig(table=str(file), names={"car": "sky"}), ("road",), ("car",)).shape == (1, WIDTH)
+    for same in (("road", "Road"), ("sky", "road", "ROAD")):
+        with pytest.raises(ValueError, match="the classes 'road' and 'R(oad|OAD)' have one vector"):
+            text_rows(TextConfig(table=str(file)), same)
     with pytest.raises(FileNotFoundError, match="model.text.table none.npz does not exist; looked for none.npz and"):
         text_rows(TextConfig(table="none.npz"), NAMES)
     assert read_names(" road, zebra crossing").names == ("road", "zebra crossing")
     with pytest.raises(ValueError, match="different names between commas"):
         read_names("road,,sky")
+
+
+def test_names_of_the_training_hold_and_encoders_are_not_mixed(table, tmp_path):
+    file, rows = table
+    model = model_of(PIXELS, file, names={"car": "zebra crossing", "background": "others"})
+    trained = create_model(model, 2, SIZE)
+    give_text(trained, model, ("car", "background"))
+    metadata = {"position_grid": "2x3", CLASSES: json.dumps({"names": ["car", "background"], "palette": []})}
+    write_weights(tmp_path / "w.safetensors", parameters_of(trained), metadata)
+    network = create_model(model, 3, SIZE)
+    loader_of(model, tmp_path / "w.safetensors", ("sky", "background", "car"), named=True)[1](network)
+    wanted = np.stack([rows[name] for name in ("sky", "others", "zebra crossing")])
+    np.testing.assert_array_equal(network.head.similarity.text.asnumpy(), wanted)
+    other = tmp_path / "other.npz"
+    mixed = model.model_copy(update={"text": TextConfig(table=str(other), names={"car": "zebra crossing"})})
+    fill, fresh = loader_of(mixed, tmp_path / "w.safetensors", ("sky",), named=True)[1], create_model(mixed, 1, SIZE)
+    noise = np.random.default_rng(3).normal(size=(4, WIDTH)).astype(np.float32)
+
+    def write(names: tuple[str, ...], scale: float) -> None:
+        made = np.stack([rows[name] for name in NAMES]) + np.float32(scale) * noise
+        meta = new_meta("ViT-B/16", normalised=False, source="drawn")
+        write_table(other, TextTable(names, made, ("others",), rows["others"][None], meta))
+
+    write(NAMES, 0.5)  # another prompt
+    fill(fresh)
+    write(("sky", "moon", "car", "sea"), 9.0)  # no name in common, as `car` is spelt: nothing to tell by
+    fill(fresh)
+    write(NAMES, 9.0)
+    with pytest.raises(ValueError, match="other.npz is of another text encoder than .* of 1 common names"):
+        fill(fresh)
 
 
 def test_head_and_table_belong_together(table, tmp_path):

@@ -1,9 +1,13 @@
 """Scores of the zero-shot protocols against values worked out by hand (spec sazs, section 8)."""
 
+import json
+
 import numpy as np
 import pytest
 
-from src.zero_shot import binary_counts, binary_scores, generalised_scores, harmonic_mean, mean_of_folds
+from src.metrics import iou
+from src.zero_shot import binary_counts, binary_scores, harmonic_mean, mean_of_folds, split_scores
+from tests.commands import refuse, succeed
 
 
 def test_the_published_toy_check():
@@ -39,14 +43,37 @@ def test_maps_of_other_values_are_refused(pred, label, message):
 
 def test_seen_unseen_and_their_harmonic_mean():
     matrix = np.array([[6, 2, 0, 0], [0, 4, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
-    found = generalised_scores(matrix, [1, 3])  # IoU 6/9, 4/6, 1/2, absent
+    found = split_scores(iou(matrix), [1, 3])  # IoU 6/9, 4/6, 1/2, absent
     seen, unseen = (6 / 9 + 1 / 2) / 2, 4 / 6
     assert found == pytest.approx({"seen": seen, "unseen": unseen, "hiou": 2 * seen * unseen / (seen + unseen)})
-    assert generalised_scores(matrix, [3]) == {"seen": pytest.approx(11 / 18), "unseen": None, "hiou": None}
+    assert split_scores(iou(matrix), [3]) == {"seen": pytest.approx(11 / 18), "unseen": None, "hiou": None}
     assert harmonic_mean(0.0, 0.0) == 0.0 and harmonic_mean(0.919, 0.778) == pytest.approx(0.843, abs=5e-4)
 
 
 @pytest.mark.parametrize("unseen", [[], [0, 1], [5]])
 def test_unseen_classes_must_be_some_of_the_classes(unseen):
     with pytest.raises(ValueError, match="need some, not all, of the ids 0 to 1"):
-        generalised_scores(np.eye(2), unseen)
+        split_scores(np.ones(2), unseen)
+
+
+def write_fold(file, unseen: str, miou: float, kinds=("none", "oracle")) -> str:
+    scores = {"fb_iou": 0.5, "iou": [miou]}
+    rows = [{"fusion": kind, "uses_ground_truth": kind == "oracle", "miou": miou + 0.1 * i, **scores}
+            for i, kind in enumerate(kinds)]  # fmt: skip
+    file.write_text(json.dumps({"protocol": "pairs", "unseen": [unseen], "rows": rows}))
+    return str(file)
+
+
+def test_the_command_makes_the_mean_of_folds(tmp_path):
+    tool, out = "tools/mean_of_folds.py", tmp_path / "mean.md"
+    files = [write_fold(tmp_path / f"{i}.json", name, 0.1 * i) for i, name in enumerate("abcd")]
+    assert succeed(tool, *files, "--output", out).startswith(out.read_text())
+    plain, oracle = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert plain == {"fusion": "none", "uses_ground_truth": False, "miou": pytest.approx(0.15), "fb_iou": 0.5}
+    assert oracle["uses_ground_truth"] and oracle["miou"] == pytest.approx(0.25)
+    assert "| oracle (ground truth) | 0.2500 | 0.5000 | **yes** |" in out.read_text()
+    assert "the same unseen classes" in refuse(tool, files[0], files[0], "--output", out)
+    other = write_fold(tmp_path / "x.json", "e", 0.5, ("none",))
+    assert "rows none, those of" in refuse(tool, files[0], other, "--output", out)
+    (tmp_path / "y.json").write_text("[]")
+    assert "holds no scores" in refuse(tool, files[0], tmp_path / "y.json", "--output", out)

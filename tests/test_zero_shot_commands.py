@@ -1,31 +1,30 @@
 """A network told by text from training without some classes to scores, predictions and exports with them."""
 
 import json
+import os
+import subprocess
 
 import cv2
 import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import DataConfig, load_config
-from src.data import create_eval_samples, create_train_batches, load_classes, load_items
-from src.data.classes import read_classes
+from src.config import load_config
+from src.data import create_eval_samples, load_classes
 from src.data.toy_scenes import TOY_CLASSES, draw_scene
 from src.engine.graphs import MindIR, read_info
-from src.engine.weights import CLASSES, parameters_of, read_metadata, weights_file, write_weights
+from src.engine.weights import CLASSES, read_metadata, weights_file
 from src.fused import project_shares, softmax
 from src.fused_net import draw_spectrum
-from src.metrics import confusion_matrix
-from src.models import create_model
+from src.metrics import confusion_matrix, iou
 from src.predictor import from_checkpoint
 from src.spectral.segments import Segments
-from src.text.tables import TextTable, new_meta, read_table, rows_of, unit_rows, write_table
-from src.zero_shot import binary_counts, binary_scores, generalised_scores
+from src.text.tables import read_table, rows_of, unit_rows
+from src.zero_shot import split_scores
 from tests.commands import refuse, succeed
 from tests.conftest import ROOT
-from tests.layouts import save_mask, save_photo, write_lines
-from tests.running import randomise
-from tools.evaluate_zero_shot import Tally
+from tests.words import write_words
+from tools.evaluate_zero_shot import Tally, find_checkpoint
 
 UNSEEN = ("car", "vegetation")
 CONFIG = """\
@@ -46,29 +45,6 @@ optimizer: {{name: adamw, lr: 1e-3}}
 train: {{steps: 2, batch_size: 2, log_every: 1, evaluate_every: 2, checkpoint_every: 2}}
 eval: {{mode: whole, size: [48, 64]}}
 """
-PAIRS = """\
-name: pairs
-data:
-  dataset: pascal_5i
-  root: {root}
-  crop_size: [32, 32]
-  workers: 1
-  options: {{fold: 0, samples: pairs, complete: false}}
-model:
-  backbone: {{name: vit, width: 16, depth: 1, num_heads: 2, taps: [1], drop_path: 0.0}}
-  head: {{name: pixel_text, encoder: {{name: reassemble}}, normalise: false, temperature: 1.0}}
-  text: {{table: {root}/words.npz, names: {{background: others}}}}
-loss: {{name: alignment, protocol: binary}}
-optimizer: {{name: sgd, lr: 1e-3}}
-train: {{steps: 1, batch_size: 2}}
-eval: {{mode: resize, size: [32, 32]}}
-"""
-
-
-def write_words(file, names) -> None:
-    rows = np.random.default_rng(0).normal(size=(len(names) + 1, 512)).astype(np.float32)
-    meta = new_meta("ViT-B/32", normalised=False, source="drawn")
-    write_table(file, TextTable(tuple(names), rows[:-1], ("others",), rows[-1:], meta))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +88,7 @@ def report(run):
     succeed("tools/compute_segments.py", "--config", config, "--cache", cache, "--patch", 8, "--workers", 1)
     text = succeed(
         "tools/evaluate_zero_shot.py", "--config", config, "--checkpoint", root / "runs" / "tiny", "--cache", cache,
-        "--patch", 8, "--fusion", "none,project,select,regions,oracle", "--calibration", "0,3", "--output",
+        "--fusion", "none,project,select,regions,oracle", "--calibration", "3", "--output",
         root / "scores.md",
     )  # fmt: skip
     assert (root / "scores.md").read_text() in text
@@ -131,12 +107,29 @@ def test_every_fusion_is_reported_and_the_oracle_flagged(report):
         assert {"seen", "unseen", "hiou", "fb_iou"} <= row.keys()
     flagged = [line for line in text.splitlines() if "**yes**" in line]
     assert len(flagged) == 1 and flagged[0].startswith("| oracle")
+    assert text.count("| oracle (ground truth) |") == 2 and "| oracle |" not in text
     assert "car (unseen)" in text and found["samples"] == 3
     for row in found["rows"][1:6]:
         scores = json.loads((folder / f"scores_{row['fusion']}.json").read_text())
         assert [each["iou"] for each in scores["classes"]] == row["iou"]
+        assert (scores["fusion"], scores["unseen"]) == (row["fusion"], list(UNSEEN))
+    assert (found["step"], found["chosen"]) == (2, "last and best") and "(step 2, last and best)" in text
     plain, lowered = found["rows"][1], found["rows"][7]
     assert lowered["unseen"] > plain["unseen"] or plain["unseen"] > 0  # the seen classes give way
+
+
+def test_of_a_run_the_last_checkpoint_is_taken(tmp_path):
+    for step in (10, 20):
+        folder = tmp_path / "checkpoints" / f"step_{step:08}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps({"step": step}))
+    for link, step in (("best", 10), ("latest", 20)):
+        (tmp_path / "checkpoints" / link).symlink_to(f"step_{step:08}")
+    last, best = tmp_path / "checkpoints" / "latest", tmp_path / "checkpoints" / "best"
+    assert find_checkpoint(tmp_path) == (last, {"checkpoint": str(tmp_path), "step": 20, "chosen": "last"})
+    assert find_checkpoint(best) == (best, {"checkpoint": str(best), "step": 10, "chosen": "best"})
+    file = best / "weights.safetensors"
+    assert find_checkpoint(file) == (file, {"checkpoint": str(file), "step": 10, "chosen": "best"})
 
 
 def test_names_changed_about_by_hand():
@@ -162,7 +155,7 @@ def test_plain_scores_are_those_of_the_predictor(run, report):
     for i in range(3):
         sample = create_eval_samples(whole.data)[i][1]
         matrix += confusion_matrix(predict(sample["image"]), sample["label"], len(classes))
-    wanted = generalised_scores(matrix, [classes.names.index(name) for name in UNSEEN])
+    wanted = split_scores(iou(matrix), [classes.names.index(name) for name in UNSEEN])
     row = report[0]["rows"][1]
     assert {key: row[key] for key in wanted} == pytest.approx(wanted)
 
@@ -174,9 +167,15 @@ def test_evaluation_refuses_what_it_cannot_do(run):
     assert "fusions need --cache" in refuse(tool, *common, "--fusion", "select")
     assert "fusion.kind 'best' is not known" in refuse(tool, *common, "--fusion", "best")
     assert "data.unseen is empty" in refuse(tool, *common, "data.unseen=[]")
-    assert "give numbers between commas" in refuse(tool, *common, "--calibration", "low")
+    for text in ("low", "nan", "0,inf"):
+        assert "give finite numbers between commas" in refuse(tool, *common, "--calibration", text)
+    assert "-1 is no whole number from 1 on" in refuse(tool, *common, "--images=-1")
+    assert "data.unseen 'cra': no such class" in refuse(tool, *common, "data.unseen=[cra]")
+    other = refuse(tool, *common, "data.unseen=[car]")
+    seen = ", ".join(name for name in TOY_CLASSES if name not in UNSEEN)
+    assert f"was trained for the 7 classes {seen}; the data set of the config has the 8 classes" in other
     missing = refuse(tool, *common, "--fusion", "select", "--cache", root / "nothing")
-    assert "no eigensegments of val/scene" in missing and "tools/compute_segments.py" in missing
+    assert "no eigensegments in" in missing and "tools/compute_segments.py" in missing
     assert "was trained for the 7 classes" in refuse(
         "eval.py", "--config", config, "--checkpoint", root / "runs" / "tiny", "data.unseen=[]"
     )
@@ -229,60 +228,6 @@ def test_the_projected_export_is_that_of_evaluation(run):
     assert "takes eigenvectors" in told
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """(folder, config file) of PASCAL-5i with two images, and weights of nothing learnt."""
-    root = tmp_path_factory.mktemp("pairs")
-    classes = read_classes("voc_2012")
-    lists = {"trn": {0: ["v__1"], 1: ["v__7"], 2: [], 3: []}, "val": {0: ["v__2", "w__3", "v__3"], 1: [], 2: [], 3: []}}
-    for part, folds in lists.items():
-        for fold, lines in folds.items():
-            write_lines(root / "splits" / "pascal" / part / f"fold{fold}.txt", lines)
-    for name, values in {"v": [0, 2, 3, 7], "w": [3, 255]}.items():
-        save_photo(root / "JPEGImages" / f"{name}.jpg")
-        save_mask(root / "SegmentationClassAug" / f"{name}.png", values, classes.palette)
-    write_words(root / "words.npz", classes.names[1:])
-    file = root / "pairs.yaml"
-    file.write_text(PAIRS.format(root=root), encoding="utf-8")
-    model = load_config(file).model
-    network = create_model(model, len(classes), (32, 32))
-    randomise(network)
-    metadata = {"position_grid": "2x2", CLASSES: json.dumps({"names": classes.names, "palette": classes.palette})}
-    write_weights(root / "w.safetensors", parameters_of(network), metadata)
-    return root, file
-
-
-def test_one_class_at_a_time(pairs):
-    root, file = pairs
-    common = ["--config", file, "--checkpoint", root / "w.safetensors", "--output", root / "p.md"]
-    succeed("tools/evaluate_zero_shot.py", *common)
-    assert "one class at a time needs" in refuse("tools/evaluate_zero_shot.py", *common, "eval.flip=true")
-    found = json.loads((root / "p.json").read_text())
-    config = load_config(file)
-    predictor = from_checkpoint(config, load_classes(config.data), root / "w.safetensors")
-    make, counts = predictor.predict.keywords["make"], np.zeros((21, 2, 2))
-    for _, sample in create_eval_samples(config.data):
-        asked, image = int(sample["category"]), cv2.resize(sample["image"], (32, 32), interpolation=cv2.INTER_LINEAR)
-        maps = make((32, 32))(image)
-        size = sample["label"].shape[::-1]
-        maps = np.stack([cv2.resize(part, size, interpolation=cv2.INTER_LINEAR) for part in maps[[0, asked]]])
-        truth = np.where(sample["label"] == 255, 255, sample["label"] == asked)
-        counts[asked] += binary_counts(maps.argmax(0), truth)
-    assert found["protocol"] == "one class at a time" and found["samples"] == 3
-    assert found["rows"] == [{"fusion": "none", "uses_ground_truth": False, **binary_scores(counts[[2, 3]])}]
-
-
-def test_the_class_asked_for_is_present_even_where_the_crop_lost_it(pairs):
-    data = load_config(pairs[1]).data
-    batch = next(create_train_batches(
-        data, max_classes=21, seed=0, rank=0, world_size=1, batch_size=2, first_sample=0, num_samples=2,
-    ))  # fmt: skip
-    asked = [load_items(data, "train")[i].category for i in batch["item"]]
-    assert batch["present"].max(1).tolist() == asked
-    with pytest.raises(ValueError, match="data.unseen is not for pascal_5i, whose data.options.fold says"):
-        load_items(DataConfig(**{**data.model_dump(), "unseen": ("cat",)}), "val")
-
-
 @pytest.mark.parametrize(("name", "nearest"), [
     ("vit_tiny_camvid", {"pavement": ("road", 0.865), "fence": ("pole", 0.817), "bicyclist": ("pedestrian", 0.858)}),
     ("vit_tiny_camvid_far", {"pole": ("fence", 0.817), "tree": ("building", 0.835),
@@ -298,3 +243,18 @@ def test_the_unseen_classes_of_camvid_are_as_near_as_their_configs_say(name, nea
     for row, (neighbour, cosine) in zip(cosines, nearest.values(), strict=True):
         assert seen[row.argmax()] == neighbour and row.max() == pytest.approx(cosine, abs=5e-4)
         assert f"{cosine:.3f} ({neighbour})" in file.read_text()
+
+
+def test_the_script_hands_its_settings_on(tmp_path):
+    """Evaluated with other settings than trained with, scores would be of another task."""
+    fake, log = tmp_path / "python", tmp_path / "log"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+    fake.chmod(0o755)
+    settings = ["data.unseen=[car]", "data.root=here", "model.head.temperature=0.1"]
+    script = ["bash", str(ROOT / "scripts" / "zero_shot_camvid.sh"), "config/sazs/vit_tiny_camvid.yaml", str(tmp_path)]
+    subprocess.run([*script, *settings], check=True, env={**os.environ, "PYTHON": str(fake)})
+    calls = {line.split()[0]: line for line in log.read_text().splitlines()}
+    for command in ("train.py", "tools/evaluate_zero_shot.py"):
+        assert all(setting in calls[command] for setting in settings)
+    told = calls["tools/compute_segments.py"]  # another network, and all classes
+    assert "data.root=here" in told and "data.unseen" not in told and "temperature" not in told

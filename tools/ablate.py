@@ -183,7 +183,7 @@ def check(config: Config) -> dict:
     """
     classes = load_classes(config.data)
     network = create_model(config.model, len(classes), config.data.crop_size)
-    give_text(network, config.model, classes.names)
+    give_text(network, config.model, classes.names, config.data.unseen)
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
     check_fit(loss, config.data.crop_size, is_scribbled(config.data, config.data.train_split))

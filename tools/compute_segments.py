@@ -6,7 +6,6 @@ The files lie in FOLDER/<hash of the settings and weights>/<image>.npz; settings
 for. Two runs give the same bytes.
 """
 
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -37,8 +36,8 @@ def main() -> None:
     if not args.cache:
         parser.error("the following arguments are required: --cache")
     options = options_of(args)
-    features, digest = feature_maker(config, args.weights, options, args.allow_finetuned)
-    cache = Cache(Path(args.cache), options, digest)
+    features, network = feature_maker(config, args.weights, options, args.allow_finetuned)
+    cache = Cache(Path(args.cache), options, network)
     made, total, residual = compute(config, cache, features, args.split, args.images, args.workers)
     get_console().print(
         f"{cache.folder}: {made} made, {total - made} there already, largest residual {residual:.1e}", soft_wrap=True
@@ -46,9 +45,9 @@ def main() -> None:
 
 
 def feature_maker(config: Config, weights: str | None, options: SpectralOptions, allow_finetuned: bool) -> tuple:
-    """(what makes the features of an image, or None; SHA-256 of its weights)."""
+    """(what makes the features of an image, or None; facts of its network)."""
     if options.features == "color":
-        return None, ""
+        return None, {}
     source = weights or config.model.pretrained
     if not source:
         raise ValueError(f"--features {options.features} needs pretrained weights: --weights PATH or model.pretrained")
@@ -58,7 +57,7 @@ def feature_maker(config: Config, weights: str | None, options: SpectralOptions,
 
     distributed.setup(config.device.target, config.device.mode)
     maker = FeatureMaker(config.model, source, options, allow_finetuned)
-    return maker, hashlib.sha256(maker.weights.read_bytes()).hexdigest()
+    return maker, maker.facts
 
 
 def compute(config: Config, cache: Cache, features, split: str, images: int | None, workers: int) -> tuple:

@@ -11,8 +11,8 @@ from src import cli, distributed  # noqa: E402
 from src.class_text import encode, load_encoder  # noqa: E402
 from src.data.classes import TABLES, read_classes  # noqa: E402
 from src.engine.weights import weights_file  # noqa: E402
-from src.text.names import SPELLINGS, spell  # noqa: E402
-from src.text.tables import WIDTHS, TextTable, new_meta, write_table  # noqa: E402
+from src.text.names import SPELLINGS, joined, spell  # noqa: E402
+from src.text.tables import WIDTHS, TextTable, is_template, new_meta, write_table  # noqa: E402
 from src.text.tokenizer import Tokenizer  # noqa: E402
 
 EPILOG = """\
@@ -45,6 +45,7 @@ def create_parser() -> argparse.ArgumentParser:
         "--template", action="append", metavar="TEXT", help='prompt with one {}, may be repeated (default: "{}")'
     )
     parser.add_argument("--clip-model", choices=sorted(WIDTHS), default="ViT-B/32", help="whose weights they are")
+    parser.add_argument("--licence", default="MIT", help="of the weights, kept in the table (MIT, OpenAI's)")
     return parser
 
 
@@ -53,20 +54,32 @@ def main() -> None:
     parser = create_parser()
     args = parser.parse_args()
     templates = args.template or ["{}"]
-    wrong = [text for text in templates if text.count("{}") != 1]
+    wrong = [text for text in templates if not is_template(text)]
     if wrong:
-        parser.error(f"argument --template: {wrong[0]!r} needs one {{}} where the name goes")
+        parser.error(f"argument --template: {wrong[0]!r} needs one {{}} where the name goes, no other braces")
     output = cli.writable(args.output)
     if output.suffix != ".npz":
         parser.error(f"argument --output: {output} must end in .npz")
     names = read_names(args)
     negatives = [name.strip() for name in args.negatives.split(",") if name.strip()]
+    keys = [joined(name) for name in names + negatives]
+    doubled = [name for name in names + negatives if keys.count(joined(name)) > 1]
+    if not names or doubled:
+        what = f"{', '.join(doubled)} are one name, --negatives among them" if doubled else "no name is given"
+        raise ValueError(f"--classes: {what}; give different names between commas")
     distributed.setup("CPU", "graph")
     tokenizer, file = Tokenizer(args.merges), weights_file(args.weights)
-    rows = encode(load_encoder(file), tokenizer, names + negatives, templates)
+    encoder = load_encoder(file)
+    width = encoder.projection.shape[1]
+    if width != WIDTHS[args.clip_model]:
+        raise ValueError(
+            f"{file} gives vectors of {width} numbers, {args.clip_model} of {WIDTHS[args.clip_model]}: "
+            "set --clip-model to the model that the weights are of"
+        )
+    rows = encode(encoder, tokenizer, names + negatives, templates)
     meta = new_meta(
         args.clip_model, normalised=len(templates) > 1, source="encoded", templates=templates, spelling=args.spelling,
-        source_sha256=hashlib.sha256(file.read_bytes()).hexdigest(), licence="MIT", dim=rows.shape[1],
+        source_sha256=hashlib.sha256(file.read_bytes()).hexdigest(), licence=args.licence, dim=rows.shape[1],
     )  # fmt: skip
     count = len(names)
     write_table(output, TextTable(tuple(names), rows[:count], tuple(negatives), rows[count:], meta))

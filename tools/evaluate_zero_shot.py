@@ -1,16 +1,17 @@
 """Scores of classes that training did not see, for every fusion with eigensegments, as Markdown and JSON.
 
 python tools/evaluate_zero_shot.py --config FILE --checkpoint RUN --output FILE.md
-    [--fusion none,project,select,regions,oracle --cache FOLDER --features backbone_k --weights FILE ...] [key=value]
+    [--fusion none,project,select,regions,oracle --cache FOLDER] [key=value ...]
 
 The config is that of the training: data.unseen says which classes it left out, and here all are predicted together. For
-pascal_5i and coco_20i with data.options.samples=pairs the class of each pair is given, and its mask predicted. The
-eigensegments are those of tools/compute_segments.py, with the same options here as there. FILE_<fusion>.json hold the
-IoU of every class for tools/analyse_gains.py (with data.unseen=[] there).
+pascal_5i and coco_20i with data.options.samples=pairs the class of each pair is given, and its mask predicted
+(tools/mean_of_folds.py makes the mean over the folds). FOLDER holds what tools/compute_segments.py made, with its
+settings. Of a run's folder the last checkpoint is taken; for the best one name RUN/checkpoints/best. FILE_<fusion>.json
+hold the IoU of every class for tools/analyse_gains.py.
 """
 
-import hashlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,35 +26,36 @@ from src.class_text import loader_of  # noqa: E402
 from src.config import Config, format_config, load_config_with_sources  # noqa: E402
 from src.constants import IGNORE  # noqa: E402
 from src.data import create_eval_samples, load_classes  # noqa: E402
+from src.engine.checkpoint import FOLDER  # noqa: E402
+from src.engine.checkpoint_files import BEST, LATEST, STATE  # noqa: E402
 from src.engine.evaluator import read_ahead  # noqa: E402
 from src.engine.graphs import NetworkLogits  # noqa: E402
 from src.engine.inference import predict_scores  # noqa: E402
-from src.engine.weights import weights_file  # noqa: E402
+from src.engine.weights import require_classes  # noqa: E402
 from src.fused import asked_counts, calibrate, chance_counts, class_counts, overlaps_of, softmax  # noqa: E402
 from src.log import progress  # noqa: E402
 from src.models import create_model  # noqa: E402
-from src.spectral.arguments import add_options, options_of  # noqa: E402
-from src.spectral.cache import Cache, Job, load_or_make  # noqa: E402
+from src.spectral.cache import Cache, Job, load_or_make, open_cache, require_entries  # noqa: E402
 from src.spectral.fusion import KINDS, NEED_LABEL, describe  # noqa: E402
 from src.spectral.segments import Segments  # noqa: E402
 from src.zero_shot import binary_scores, split_scores  # noqa: E402
 
 CHANCE, SHUFFLED = "chance", "none, unseen names changed about"
+PAIRS, TOGETHER = "one class at a time", "all classes together"
 BACKGROUND = 0  # of one class at a time: all else
 
 
 def main() -> None:
     """Reads the command line, evaluates, writes the table."""
     parser = cli.config_parser(__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", metavar="PATH", help="folder of a checkpoint or run, .safetensors or .ckpt")
+    parser.add_argument("--checkpoint", metavar="PATH", help="run folder (its last), checkpoint, or weights file")
     parser.add_argument("--output", metavar="FILE.md", help="table; the same as .json beside it")
     parser.add_argument("--fusion", default="none", metavar="KIND,...", help=f"of {', '.join(KINDS)} (none)")
-    parser.add_argument("--cache", metavar="FOLDER", help="eigensegments, for every fusion but none")
+    parser.add_argument("--cache", metavar="FOLDER", help="of compute_segments.py, for every fusion but none")
     parser.add_argument(
-        "--calibration", default="0", metavar="X,...", help="off the logits of seen classes (0); oracle: the first"
+        "--calibration", default="0", metavar="X,...", help="off the logits of seen classes, besides 0"
     )
-    parser.add_argument("--images", type=int, metavar="N", help="the first N samples only")
-    add_options(parser)
+    parser.add_argument("--images", type=cli.positive, metavar="N", help="the first N samples only")
     args = parser.parse_intermixed_args()
     config, sources = load_config_with_sources(args.config, args.overrides)
     if args.print_config:
@@ -69,62 +71,70 @@ def main() -> None:
         parser.error("fusions need --cache, the folder of tools/compute_segments.py")
     output = cli.writable(args.output)
     distributed.setup(config.device.target, config.device.mode)
-    report = evaluate(config, args, kinds, find_cache(args) if args.cache else None)
+    report = evaluate(config, args, kinds, open_cache(Path(args.cache)) if args.cache else None)
     output.with_suffix(".json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     write_class_scores(report, output)
     output.write_text(to_markdown(report), encoding="utf-8")
     print(to_markdown(report))
 
 
-def find_cache(args) -> Cache:
-    """Where the eigensegments of the options lie."""
-    options = options_of(args)
-    if options.features == "color":
-        return Cache(Path(args.cache), options)
-    if not args.weights:
-        raise ValueError(f"--features {options.features} needs --weights, those that compute_segments.py was given")
-    return Cache(Path(args.cache), options, hashlib.sha256(weights_file(args.weights).read_bytes()).hexdigest())
-
-
 def evaluate(config: Config, args, kinds: Sequence[str], cache: Cache | None) -> dict:
     """Everything that is reported, as plain values."""
-    whole = config.model_copy(update={"data": config.data.model_copy(update={"unseen": ()})})
-    classes, samples = load_classes(whole.data), create_eval_samples(whole.data)
+    trained, whole = load_classes(config.data), config.data.model_copy(update={"unseen": ()})
+    classes, samples = load_classes(whole), create_eval_samples(whole)
     pairs = any(getattr(item, "category", None) is not None for item in samples.items)
     if not pairs and not config.data.unseen:
         raise ValueError("data.unseen is empty: name what training left out, or use data.options.samples=pairs")
+    place, facts = find_checkpoint(Path(args.checkpoint))
+    file, fill = loader_of(config.model, place, classes.names, not pairs)
+    require_classes(file, trained.names)
+    total = min(len(samples), args.images or len(samples))
+    names = [f"{config.data.val_split}/{item.name}" for item in samples.items[:total]]
+    if cache:
+        require_entries(cache, names)
     unseen = [classes.names.index(name) for name in config.data.unseen]
     tally = Tally(kinds, (0.0,) if pairs else read_numbers(args.calibration), len(classes), unseen)
-    _, fill = loader_of(config.model, args.checkpoint, classes.names, bool(config.data.unseen))
     make = NetworkLogits(partial(create_model, config.model, len(classes)), fill)
     single = config.eval.scales == (1.0,) and not config.eval.flip  # then scores are logits, else shares
     if pairs and not single:
         raise ValueError("one class at a time needs eval.scales=[1.0] and eval.flip=false, whose scores are logits")
-    total = min(len(samples), args.images or len(samples))
     with progress(total, "evaluate") as advance:
-        for _, (name, sample) in zip(range(total), read_ahead(samples), strict=False):
+        for name, (_, sample) in zip(names, read_ahead(samples), strict=False):
             scores = predict_scores(sample["image"], config.eval, make)
-            job = Job(f"{config.data.val_split}/{name}", sample["image"], None)
-            segments = load_or_make(cache, job, require=True) if cache else None
+            segments = load_or_make(cache, Job(name, sample["image"], None)) if cache else None
             if pairs:
                 tally.add_pair(scores, segments, sample)
             else:
                 tally.add(softmax(scores) if single else scores, segments, sample)
             advance()
-    protocol = "one class at a time" if pairs else "all classes together"
+    hidden = tally.asked() if pairs else unseen
     return {
-        "config": args.config, "checkpoint": str(args.checkpoint), "protocol": protocol, "samples": total,
-        "unseen": list(config.data.unseen), "classes": list(classes.names),
+        "config": args.config, **facts, "protocol": PAIRS if pairs else TOGETHER, "samples": total,
+        "unseen": [classes.names[k] for k in hidden], "classes": list(classes.names),
         "cache": str(cache.folder) if cache else None, "rows": tally.pair_rows() if pairs else tally.rows(),
     }  # fmt: skip
 
 
+def find_checkpoint(path: Path) -> tuple[Path, dict]:
+    """The checkpoint that is meant, of a run's folder the last, and what the report says of it."""
+    place = path / FOLDER / LATEST if (path / FOLDER).is_dir() else path
+    folder = (place if place.is_dir() else place.parent).resolve()
+    links = {"last": LATEST, "best": BEST}
+    chosen = [word for word, link in links.items() if (folder.parent / link).resolve() == folder]
+    state = folder / STATE
+    step = json.loads(state.read_text(encoding="utf-8"))["step"] if state.is_file() else None
+    return place, {"checkpoint": str(path), "step": step, "chosen": " and ".join(chosen) or None}
+
+
 def read_numbers(text: str) -> tuple[float, ...]:
-    """`0,1.5` -> (0.0, 1.5)."""
+    """`1,2.5` -> (0.0, 1.0, 2.5): 0, the headline, is always among them."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = [float(part) for part in text.split(",")]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("not finite")
     except ValueError as error:
-        raise ValueError(f"--calibration {text!r}: give numbers between commas, such as 0,1.5") from error
+        raise ValueError(f"--calibration {text!r}: give finite numbers between commas, such as 0,1.5") from error
+    return tuple(dict.fromkeys((0.0, *numbers)))
 
 
 class Tally:
@@ -140,7 +150,7 @@ class Tally:
     def __init__(self, kinds: Sequence[str], gammas: Sequence[float], num_classes: int, unseen: Sequence[int]) -> None:
         self.unseen, self.seen = list(unseen), [k for k in range(num_classes) if k not in unseen]
         names = (*kinds, *([SHUFFLED] if len(unseen) > 1 else []))
-        # An upper bound need not be calibrated.
+        # What the label chooses need not be calibrated.
         rows = [(name, gamma) for gamma in gammas for name in names if gamma == gammas[0] or name not in NEED_LABEL]
         self.counts = {row: np.zeros((num_classes, 2, 2), np.int64) for row in rows}
         self.pixels, self.images = np.zeros(num_classes, np.int64), 0
@@ -173,22 +183,38 @@ class Tally:
             found.append({
                 **flags_of(name), "calibration": gamma, **split_scores(overlaps, self.unseen),
                 "fb_iou": binary_scores(counts[self.unseen])["fb_iou"],
-                "iou": [None if np.isnan(overlap) else float(overlap) for overlap in overlaps],
+                "iou": plain(overlaps),
             })  # fmt: skip
         return found
 
+    def asked(self) -> list[int]:
+        """The classes of the pairs."""
+        return [k for k, counts in enumerate(next(iter(self.counts.values()))) if counts.any()]
+
     def pair_rows(self) -> list[dict]:
-        """mIoU and FB-IoU over the classes that were asked for, of every fusion."""
-        asked = [k for k, counts in enumerate(next(iter(self.counts.values()))) if counts.any()]
-        return [{**flags_of(name), **binary_scores(counts[asked])} for (name, _), counts in self.counts.items()]
+        """mIoU and FB-IoU over the classes that were asked for, and the IoU of each, of every fusion."""
+        asked, found = self.asked(), []
+        for (name, _), counts in self.counts.items():
+            overlaps = plain(overlaps_of(counts))
+            found.append({
+                **flags_of(name), **binary_scores(counts[asked]),
+                "iou": [overlap if k in asked else None for k, overlap in enumerate(overlaps)],
+            })  # fmt: skip
+        return found
+
+
+def plain(overlaps: np.ndarray) -> list[float | None]:
+    """IoUs (K,) for JSON, which knows no NaN."""
+    return [None if np.isnan(overlap) else float(overlap) for overlap in overlaps]
 
 
 def write_class_scores(report: Mapping, output: Path) -> None:
     """Writes FILE_<fusion>.json of every fusion without calibration, for tools/analyse_gains.py."""
     for row in report["rows"]:
-        if row["fusion"] in KINDS and row.get("calibration") == 0.0:
+        if row["fusion"] in KINDS and row.get("calibration", 0.0) == 0.0:
             classes = [{"name": name, "iou": iou} for name, iou in zip(report["classes"], row["iou"], strict=True)]
-            facts = {"uses_ground_truth": row["uses_ground_truth"], "classes": classes}
+            facts = {key: row[key] for key in ("fusion", "uses_ground_truth")}
+            facts |= {"unseen": report["unseen"], "classes": classes}
             file = output.with_name(f"{output.stem}_{row['fusion']}.json")
             file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
@@ -201,29 +227,41 @@ def flags_of(name: str) -> dict:
 def title(row: Mapping) -> str:
     """A row's name for people."""
     gamma = row.get("calibration", 0.0)
-    return f"{row['fusion']}, calibration {gamma:g}" if gamma else row["fusion"]
+    name = f"{row['fusion']} (ground truth)" if row["uses_ground_truth"] else row["fusion"]
+    return f"{name}, calibration {gamma:g}" if gamma else name
 
 
 def to_markdown(report: dict) -> str:
     """The report as tables: scores of every fusion, then the IoU of every class."""
     lines = [
         f"# {report['protocol']}: {report['config']}", "",
-        f"Checkpoint {report['checkpoint']}, {report['samples']} samples"
+        f"Checkpoint {report['checkpoint']} (" + ", ".join(
+            ([] if report["step"] is None else [f"step {report['step']}"]) + [report["chosen"] or "as named"]
+        ) + f"), {report['samples']} samples"
         + (f"; unseen: {', '.join(report['unseen'])}" if report["unseen"] else "") + ".",
         f"Eigensegments: {report['cache']}." if report["cache"] else "No eigensegments.",
-        "A row that uses the ground truth is an upper bound, chosen with the label: no prediction, no headline.", "",
+        "Where a row uses the ground truth, the label chose the best mask of each image: no prediction, no headline.",
+        "",
     ]  # fmt: skip
-    scores = [key for key in ("seen", "unseen", "hiou", "miou", "fb_iou") if key in report["rows"][0]]
-    titles = {"hiou": "hIoU", "miou": "mIoU", "fb_iou": "FB-IoU"}
-    lines += table(
-        ["fusion", *(titles.get(key, key) for key in scores), "uses ground truth"],
-        [[title(row), *(number(row[key]) for key in scores), "**yes**" if row["uses_ground_truth"] else "no"]
-         for row in report["rows"]],
-    )  # fmt: skip
-    if "iou" in report["rows"][0]:
-        marked = [f"{name} (unseen)" if name in report["unseen"] else name for name in report["classes"]]
-        lines += ["", *table(["IoU", *marked], [[title(row), *map(number, row["iou"])] for row in report["rows"]])]
+    lines += score_table(report["rows"])
+    shown = report["unseen"] if report["protocol"] == PAIRS else report["classes"]
+    marked = [f"{name} (unseen)" if name in report["unseen"] else name for name in shown]
+    places = [report["classes"].index(name) for name in shown]
+    rows = [[title(row), *(number(row["iou"][k]) for k in places)] for row in report["rows"]]
+    lines += ["", *table(["IoU", *marked], rows)]
     return "\n".join([*lines, ""])
+
+
+def score_table(rows: Sequence[Mapping]) -> list[str]:
+    """Lines of a table of the scores of every row, and whether it used the ground truth."""
+    fb_iou = "FB-IoU" if "miou" in rows[0] else "FB-IoU of the unseen"
+    titles = {"seen": "seen", "unseen": "unseen", "hiou": "hIoU", "miou": "mIoU", "fb_iou": fb_iou}
+    scores = [key for key in titles if key in rows[0]]
+    return table(
+        ["fusion", *(titles[key] for key in scores), "uses ground truth"],
+        [[title(row), *(number(row.get(key)) for key in scores), "**yes**" if row["uses_ground_truth"] else "no"]
+         for row in rows],
+    )  # fmt: skip
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

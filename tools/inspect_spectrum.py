@@ -25,6 +25,7 @@ from src.spectral.segments import Segments, decompose, segment_masks, upsample  
 from tools.compute_segments import feature_maker  # noqa: E402
 
 SHADE = 0.25  # brightness of the image outside a segment
+LOWEST, HIGHEST = 2.8, 20.0  # inches of both rows: room for the facts, and no tower for a narrow image
 
 
 def main() -> None:
@@ -38,18 +39,19 @@ def main() -> None:
     parser.add_argument("--config", metavar="FILE", help="the network, for other features than color")
     add_options(parser)
     args = parser.parse_args()
-    options, features, digest = options_of(args), None, ""
+    options, features, network = options_of(args), None, {}
     if options.features != "color":
         if not args.config:
             parser.error(f"--features {options.features} needs --config, which names the network")
-        features, digest = feature_maker(load_config(args.config, []), args.weights, options, args.allow_finetuned)
+        features, network = feature_maker(load_config(args.config, []), args.weights, options, args.allow_finetuned)
     files = [cli.writable(str(args.output / f"{path.stem}_spectrum.png")) for path in args.input]
     if len(set(files)) < len(files):
         parser.error("two images have one name; draw them into different folders")
     with progress(len(files), "spectrum") as advance:
         for path, file in zip(args.input, files, strict=True):
             image = read_image(path)
-            segments = decompose(image, None if features is None else features(image), options, digest)
+            made = None if features is None else features(image)
+            segments = decompose(image, made, options, network.get("weights_sha256", ""))
             draw(image, segments, file)
             advance(1, path.name)
     for file in files:
@@ -60,7 +62,8 @@ def draw(image: np.ndarray, segments: Segments, file: Path) -> None:
     """Writes the picture: the image and facts on the left, then a column for each eigenvector."""
     height, width = image.shape[:2]
     count = len(segments.values)
-    figure = Figure(figsize=(3.2 * (count + 1), 6.8 * height / width + 0.6), layout="constrained")
+    tall = min(max(6.8 * height / width, LOWEST), HIGHEST) + 0.6
+    figure = Figure(figsize=(3.2 * (count + 1), tall), layout="constrained")
     panels = figure.subplots(2, count + 1, squeeze=False)
     maps = upsample(segments.vectors, (height, width), segments.meta["patch"])
     masks = segment_masks(segments)

@@ -12,11 +12,13 @@ from scipy.stats import rankdata
 
 PERMUTATIONS = 10_000
 FACTORS = ("compactness", "locality")
-ORACLE_NOTE = "the fusion chose with the ground truth: gains cannot be negative, and are no method's"
+ORACLE_NOTE = "uses the ground truth: the label chose the best mask of every image; no method's scores"
 
 
 class ClassGain(NamedTuple):
-    """IoU without and with fusion; compactness of the masks; locality in text space; images that show the class."""
+    """IoU without and with fusion; compactness of the masks; locality in text space; images that show the class; and
+    whether training did not see it.
+    """
 
     name: str
     before: float
@@ -24,6 +26,7 @@ class ClassGain(NamedTuple):
     compactness: float
     locality: float
     images: int
+    unseen: bool = False
 
     @property
     def gain(self) -> float:
@@ -69,21 +72,22 @@ def correlations(rows: Sequence[ClassGain], seed: int = 0) -> dict[str, tuple[fl
 def write_report(file: Path, rows: Sequence[ClassGain], fusion: str, uses_ground_truth: bool, seed: int = 0) -> None:
     """The CSV: lines with # say what was compared and correlates; then one row a class, unknown values empty."""
     lines = [f"# fusion: {fusion}; uses_ground_truth: {str(uses_ground_truth).lower()}"]
-    lines += [f"# {ORACLE_NOTE}"] if uses_ground_truth else []
+    lines += [f"# {fusion} {ORACLE_NOTE}"] if uses_ground_truth else []
     for factor, (value, p) in correlations(rows, seed).items():
         test = f"p {p:.4f} ({PERMUTATIONS} permutations, seed {seed})"
         lines.append(f"# Spearman of gain with {factor}: {value:.4f}, {test}")
     with file.open("w", newline="", encoding="utf-8") as out:
         out.write("\n".join(lines) + "\n")
         table = csv.writer(out, lineterminator="\n")
-        table.writerow(["class", "iou_none", f"iou_{fusion}", "gain", *FACTORS, "images"])
+        table.writerow(["class", "iou_none", f"iou_{fusion}", "gain", *FACTORS, "images", "unseen"])
         for row in rows:
             numbers = (row.before, row.after, row.gain, row.compactness, row.locality)
-            table.writerow([row.name, *("" if math.isnan(x) else f"{x:.6f}" for x in numbers), row.images])
+            texts = ("" if math.isnan(x) else f"{x:.6f}" for x in numbers)
+            table.writerow([row.name, *texts, row.images, int(row.unseen)])
 
 
 def draw_report(file: Path, rows: Sequence[ClassGain], fusion: str, uses_ground_truth: bool, seed: int = 0) -> None:
-    """The picture: gain over each factor, a dot a class, with the correlation above."""
+    """The picture: gain over each factor, a dot a class, a square an unseen one, with the correlation above."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, len(FACTORS))
     found = correlations(rows, seed)
@@ -91,11 +95,13 @@ def draw_report(file: Path, rows: Sequence[ClassGain], fusion: str, uses_ground_
         panel.axhline(0, color="grey", linewidth=0.8)
         for row in rows:
             place = (getattr(row, factor), row.gain)
-            panel.plot(*place, "o", color="#0072b2")
+            panel.plot(*place, "s" if row.unseen else "o", color="#d55e00" if row.unseen else "#0072b2")
             panel.annotate(row.name, place, textcoords="offset points", xytext=(4, 3), fontsize=8)
         panel.set(xlabel=factor, ylabel=f"gain in IoU, {fusion} over none")
         panel.set_title("Spearman {:.2f}, p {:.3f}".format(*found[factor]), loc="left", fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
+    if any(row.unseen for row in rows):
+        figure.supxlabel("square: a class that training did not see", fontsize=9)
     if uses_ground_truth:
-        figure.suptitle(ORACLE_NOTE, fontsize=9)
+        figure.suptitle(f"{fusion} {ORACLE_NOTE}", fontsize=9)
     figure.savefig(file, dpi=120)

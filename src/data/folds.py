@@ -52,7 +52,7 @@ def pascal_5i(
     *,
     fold: int,
     samples: Samples = "images",
-    others: Others = "background",
+    others: Others | None = None,
     drop_unseen: bool = False,
     prepared: str | None = None,
     complete: bool = True,
@@ -60,8 +60,9 @@ def pascal_5i(
     """PASCAL-5i on VOC 2012 with SBD; lists in splits/pascal/{trn,val}/fold{0..3}.txt of the root or `prepared`.
 
     samples: `images`, each once, labelled with all classes of the split, or `pairs` of an image and one class, the
-    item's `category`, the only one in its label. others: what the pixels of all other classes become; `keep` leaves
-    them. drop_unseen: leaves training images out that are listed with an unseen class, too; counts are not checked.
+    item's `category`. others: what the pixels of all other classes become, `keep` leaves them; None: `ignore` with
+    images, so that unseen classes are no negatives, and `background`, all else, with pairs. drop_unseen: leaves
+    training images out that are listed with an unseen class, too; counts are not checked.
     """
     base = require_root(root, "pascal_5i", "JPEGImages/ and SegmentationClassAug/ of VOC2012, and splits/pascal/")
     _check_choice("pascal_5i", split, fold)
@@ -89,7 +90,7 @@ def coco_20i(
     *,
     fold: int,
     samples: Samples = "images",
-    others: Others = "background",
+    others: Others | None = None,
     drop_unseen: bool = False,
     complete: bool = True,
 ) -> Sequence[FileItem]:
@@ -130,13 +131,13 @@ def _files(
 
 
 def _items(
-    pairs: Sequence[Pair], files: Mapping[str, FileItem], samples: Samples, others: Others, classes: Classes
+    pairs: Sequence[Pair], files: Mapping[str, FileItem], samples: Samples, others: Others | None, classes: Classes
 ) -> list[FileItem]:
     categories = sorted({k for _, k in pairs})
     if samples == "images":
-        table = label_table(classes, set(categories), others)
+        table = label_table(classes, set(categories), others or "ignore")
         return [replace(item, table=table) for item in files.values()]
-    tables = {k: label_table(classes, {k}, others) for k in categories}
+    tables = {k: label_table(classes, {k}, others or "background") for k in categories}
     return [replace(files[name], table=tables[k], category=k) for name, k in pairs]
 
 

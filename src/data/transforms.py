@@ -195,13 +195,14 @@ def pad(
 def present_classes(max_classes: int, column: str = "present") -> Transform:
     """Adds a column (max_classes,) int32: ids of the classes in the label, ascending, then -1.
 
-    The class that a sample asks for is among them even where the crop has lost it.
+    The class that a sample asks for comes first, even where the crop has lost it.
     Raises ValueError where there are more classes than that.
     """
 
     def apply(sample: Sample, rng: np.random.Generator) -> Sample:
         ids = np.flatnonzero(class_counts(sample["label"]))
-        ids = np.union1d(ids, sample["category"]) if "category" in sample else ids
+        if "category" in sample:
+            ids = np.append(sample["category"], ids[ids != sample["category"]])
         if len(ids) > max_classes:
             raise ValueError(
                 f"{len(ids)} classes in one crop, but at most {max_classes} have room; raise data.max_classes"

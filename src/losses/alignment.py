@@ -33,14 +33,16 @@ class AlignmentLoss(nn.Cell):
         weights: of `align`, `bce`, `att` and `shape`; those not given keep 1, 0.3, 0.1, 0. Published is 0.3 for a shape
             term without gradient; ours is `shape_difference`.
         protocol: `multiclass`, or `binary` (published): class 0, which stands for all else, against the class that is
-            asked for, the largest of `present`.
+            asked for, the first of `present` (`data.options.samples=pairs`).
         resolution: `grid`, labels at the first pixel of each cell (published), or `label`, logits resized to the label;
             of `align` in multiclass.
         ignore_void: leave ignored pixels out; false counts them as class 0 (published), binary only.
         att_reduce: `mean` over images, or their `sum` (published), which grows with the batch.
         edge_operator: `distance` (release), or `sobel` (paper).
         edge_radius: pixels from another class, `distance` only.
-        edge_scope: `seen`: ignored pixels, and so unseen classes, neither make boundaries nor count; `all` (published).
+        edge_scope: `seen`: ignored pixels neither make boundaries nor count; `all` (published): they are a value like
+            any other. Both take every class that the data leave in the label (`data.options.others`); `target`, binary
+            only: as `seen`, of the class that is asked for alone.
         edge_frame: the frame of the image is a boundary (published); `distance` only.
         edge_downsample: `nearest`, dotted (published), or `max`.
     """
@@ -62,6 +64,8 @@ class AlignmentLoss(nn.Cell):
         self.align_corners = False if self.at_label else None
         if not self.binary and not ignore_void:
             raise ValueError("ignore_void false needs protocol binary: among many classes void is none of them")
+        if edge_scope == "target" and not self.binary:
+            raise ValueError("edge_scope 'target' needs protocol binary: among many classes none is asked for")
         if self.binary and self.at_label:
             raise ValueError("resolution 'label' needs protocol multiclass")
         merged = read_weights(weights, WEIGHTS)
@@ -72,6 +76,7 @@ class AlignmentLoss(nn.Cell):
         self.needs = ("logits", "boundary") if self.has_edges or self.att_weight > 0.0 else ("logits",)
         self.num_classes, self.ignore_void, self.att_mean = num_classes, ignore_void, att_reduce == "mean"
         self.distance, self.widths, self.scope = edge_operator == "distance", half_widths(edge_radius), edge_scope
+        self.of_target = edge_scope == "target"
         self.frame, self.downsample = edge_frame, edge_downsample
         self.log_softmax, self.mean_cross_entropy = LogSoftmax(), MeanCrossEntropy("valid")
 
@@ -100,7 +105,7 @@ class AlignmentLoss(nn.Cell):
             if self.att_mean:
                 att = att / ops.maximum(counts[2], 1.0)
         if self.has_edges:
-            bce, shape = self.boundary_terms(outputs["boundary"], batch["label"])
+            bce, shape = self.boundary_terms(outputs["boundary"], label if self.of_target else batch["label"])
         return (
             self.align_weight * align, self.bce_weight * part * bce, self.att_weight * att,
             self.shape_weight * part * shape,
@@ -108,7 +113,7 @@ class AlignmentLoss(nn.Cell):
 
     def two_classes(self, logits, label, present):
         """Logits (B, 2, h, w) of class 0 and of the one asked for, and the label of 0, 1 and perhaps 255."""
-        asked = ops.amax(present, 1, True)  # (B, 1)
+        asked = present[:, :1]
         logits = select_classes(logits, ops.concat((ops.zeros_like(asked), asked), 1))
         void = ops.equal(label, IGNORE).astype(ms.int32)
         own = (label == ops.tile(asked.expand_dims(-1), (1, label.shape[1], label.shape[2]))).astype(ms.int32)
@@ -123,7 +128,7 @@ class AlignmentLoss(nn.Cell):
             edge = sobel_edges(label, self.scope)
         target = ops.stop_gradient(reduce_edges(edge, grid, self.downsample))
         valid = ops.ones_like(target)
-        if self.scope == "seen":
+        if self.scope != "all":
             valid = (sample(label, grid) != IGNORE).astype(ms.float32)
         bce = balanced_cross_entropy(boundary, target, ops.stop_gradient(valid))
         if self.shape_weight > 0.0:

@@ -11,7 +11,7 @@ from mindspore import ops
 from src.constants import IGNORE
 from src.functional import check_choice
 
-SCOPES = ("all", "seen")
+SCOPES = ("all", "seen", "target")
 DOWNSAMPLES = ("nearest", "max")
 FAR = 1000.0  # beyond every label
 SMOOTH, SLOPE = (1, 2, 1), (-1, 0, 1)  # Sobel's kernel is their product
@@ -60,10 +60,10 @@ def distance_edges(label, widths, frame, scope):
     """1.0 where another value lies in the disc of `widths`: label (B, H, W) int32 -> (B, H, W) float32.
 
     As the release: the distance is between pixel centres, and where `frame` is set, what lies beyond the image is
-    another value, too. Scope `seen`: ignored pixels make no boundary; `all`: they are a value like any other.
+    another value, too. Scope `all`: ignored pixels are a value like any other; else they make no boundary.
     """
     label = label.astype(ms.float32)
-    void = ops.equal(label, IGNORE).astype(ms.float32) if scope == "seen" else ops.zeros_like(label)
+    void = ops.equal(label, IGNORE).astype(ms.float32) if scope != "all" else ops.zeros_like(label)
     outside = FAR if frame else -FAR
     greatest = disc_maximum(label - 2.0 * FAR * void, widths, outside)  # what is void is never the largest
     least = disc_maximum(-label - 2.0 * FAR * void, widths, outside)
@@ -74,7 +74,7 @@ def distance_edges(label, widths, frame, scope):
 def sobel_edges(label, scope):
     """1.0 where a Sobel derivative of the label map is not 0: label (B, H, W) int32 -> (B, H, W) float32.
 
-    The frame repeats the edge. Scope `seen`: 0 where an ignored pixel is among the 3 x 3.
+    The frame repeats the edge. Unless the scope is `all`: 0 where an ignored pixel is among the 3 x 3.
     """
     x = label.astype(ms.float32)
     x = ops.concat((x[:, :1], x, x[:, -1:]), 1)
@@ -87,7 +87,7 @@ def sobel_edges(label, scope):
             across, down = across + SMOOTH[i] * SLOPE[j] * part, down + SLOPE[i] * SMOOTH[j] * part
             known = known * (part != IGNORE).astype(ms.float32)
     edge = ops.maximum((across != 0.0).astype(ms.float32), (down != 0.0).astype(ms.float32))
-    return edge * known if scope == "seen" else edge
+    return edge if scope == "all" else edge * known
 
 
 def cells(x, grid):

@@ -28,6 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def options_of(args: argparse.Namespace) -> SpectralOptions:
     """The options that the arguments give; ValueError for those that do not go together."""
+    if args.features == "color" and (args.weights or args.allow_finetuned):
+        raise ValueError("--features color takes no network: leave --weights and --allow-finetuned out")
     return SpectralOptions(
         features=args.features, patch=args.patch, color_weight=args.color_weight, normalise=not args.plain,
         threshold=not args.no_threshold, center=args.center, num_eigenvectors=args.num_eigenvectors,

@@ -7,14 +7,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.log import progress
+from src.log import get_console, progress
 from src.spectral.options import SpectralOptions
 from src.spectral.segments import FORMAT, Segments, decompose, image_digest
 
@@ -33,15 +33,18 @@ class Job(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """A folder of eigensegments for one set of options and one network."""
+    """A folder of eigensegments for one set of options and one network.
+
+    network: plain values, all that decides its features besides the options (`FeatureMaker.facts`); none for colours.
+    """
 
     root: Path
     options: SpectralOptions
-    weights_sha256: str = ""
+    network: dict[str, Any] = {}  # never written to
 
     @property
     def folder(self) -> Path:
-        return self.root / self.options.digest(self.weights_sha256)
+        return self.root / self.options.digest(self.network)
 
     def file(self, name: str) -> Path:
         """Where the segments of the image `name` lie; ValueError for a name that leads out of the folder."""
@@ -49,6 +52,28 @@ class Cache(NamedTuple):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"image name {name!r} leads out of the cache; it must be a path below a split's folder")
         return file
+
+
+def open_cache(place: Path) -> Cache:
+    """The cache that tools/compute_segments.py made in a folder, or in the only one of its settings below that.
+
+    Raises FileNotFoundError for none, ValueError for several, and for one whose settings are not those of its name.
+    """
+    files = [place / SETTINGS] if (place / SETTINGS).is_file() else sorted(place.glob(f"*/{SETTINGS}"))
+    if not files:
+        raise FileNotFoundError(f"no eigensegments in {place}; make them with tools/compute_segments.py")
+    if len(files) > 1:
+        listed = ", ".join(str(file.parent) for file in files)
+        raise ValueError(f"{place} holds the eigensegments of {len(files)} settings: name one of {listed}")
+    folder, names = files[0].parent, [field.name for field in fields(SpectralOptions)]
+    try:
+        settings = json.loads(files[0].read_text(encoding="utf-8"))
+        cache = Cache(folder.parent, SpectralOptions(**{name: settings.pop(name) for name in names}), settings)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{files[0]} holds no settings of eigensegments ({error}); make them again") from error
+    if cache.folder.resolve() != folder.resolve():
+        raise ValueError(f"{folder} was made with other settings than {SETTINGS} in it says; make it again")
+    return cache
 
 
 def write_segments(file: Path, segments: Segments) -> None:
@@ -76,29 +101,50 @@ def read_segments(file: Path) -> Segments:
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{file}: no readable eigensegments ({error}); delete it, and it is made again") from error
+        raise ValueError(f"{file}: no readable eigensegments ({error}); compute_segments.py makes it again") from error
     if facts.get("format") != FORMAT or vectors.shape != (len(values), *degree.shape):
-        raise ValueError(f"{file}: eigensegments of another format or of wrong shape; delete it, and it is made again")
+        raise ValueError(f"{file}: eigensegments of another format or wrong shape; compute_segments.py makes it again")
     return Segments(values, vectors, degree, facts)
 
 
 def find(cache: Cache, name: str, image: np.ndarray) -> Segments | None:
-    """The stored segments of an image; None where there are none or they were made from other pixels."""
+    """The stored segments of an image; None where there are none or they were made from other pixels.
+
+    And for a damaged file, which is said.
+    """
     file = cache.file(name)
     if not file.is_file():
         return None
-    segments = read_segments(file)
+    try:
+        segments = read_segments(file)
+    except ValueError as error:
+        get_console().print(str(error), markup=False, soft_wrap=True)
+        return None
     return segments if segments.meta["image_sha256"] == image_digest(image) else None
 
 
-def load_or_make(cache: Cache, job: Job, require: bool = False) -> Segments:
-    """The segments of an image, made and stored where the cache has none; FileNotFoundError then if require."""
+def require_entries(cache: Cache, names: Iterable[str]) -> None:
+    """Raises FileNotFoundError where images have no file and a network would be needed to make it."""
+    names = list(dict.fromkeys(names))
+    missing = [name for name in names if not cache.file(name).is_file()]
+    if missing and cache.options.features != "color":
+        raise FileNotFoundError(
+            f"no eigensegments of {len(missing)} of {len(names)} images in {cache.folder}, the first is {missing[0]}; "
+            "make them with tools/compute_segments.py"
+        )
+
+
+def load_or_make(cache: Cache, job: Job) -> Segments:
+    """The segments of an image, made and stored where the cache has none.
+
+    Raises FileNotFoundError where that needs features and the job has nothing to make them.
+    """
     found = find(cache, job.name, job.image)
     if found:
         return found
-    if require:
+    if job.features is None and cache.options.features != "color":
         raise FileNotFoundError(
-            f"no eigensegments of {job.name} in {cache.folder}, and spectral.require_cache is true; make them with "
+            f"no eigensegments of {job.name}, with these pixels, in {cache.folder}; make them with "
             "tools/compute_segments.py"
         )
     features = None if job.features is None else job.features(job.image)
@@ -109,7 +155,7 @@ def load_or_make(cache: Cache, job: Job, require: bool = False) -> Segments:
 def _make(cache: Cache, name: str, image: np.ndarray, features: np.ndarray | None) -> float:
     """Makes and stores the segments of one image; returns the largest residual. ValueError names the image."""
     try:
-        segments = decompose(image, features, cache.options, cache.weights_sha256)
+        segments = decompose(image, features, cache.options, cache.network.get("weights_sha256", ""))
     except ValueError as error:
         raise ValueError(f"eigensegments of {name}: {error}") from error
     write_segments(cache.file(name), segments)
@@ -139,7 +185,7 @@ def make_all(cache: Cache, jobs: Iterable[Job], total: int, workers: int) -> tup
     if workers < 1:
         raise ValueError(f"--workers is {workers}; at least 1 is needed")
     cache.folder.mkdir(parents=True, exist_ok=True)
-    settings = {**asdict(cache.options), "color_weight": cache.options.colours, "weights_sha256": cache.weights_sha256}
+    settings = cache.options.settings(cache.network)
     (cache.folder / SETTINGS).write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
     waiting: set[Future] = set()
     residuals: list[float] = []

@@ -3,7 +3,7 @@
 Letters: C classes, K eigenvectors, h x w grid of nodes, H x W image or grid: masks only need to agree.
 
 `select` and `oracle` work on masks of a single class; `project` and `regions` on probabilities of any number. Only
-`oracle` looks at the label: an upper bound for analysis, whose result says so, and never a prediction.
+`oracle` looks at the label: an analysis, whose result says so, and never a prediction.
 """
 
 from typing import NamedTuple
@@ -93,8 +93,3 @@ def describe(kind: str) -> dict:
     if kind not in KINDS:
         raise ValueError(f"fusion.kind {kind!r} is not known; allowed: {', '.join(KINDS)}")
     return {"fusion": kind, "uses_ground_truth": kind in NEED_LABEL}
-
-
-def headline_kinds(kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """Those kinds whose numbers may stand for the method: all that do without the label."""
-    return tuple(kind for kind in kinds if not describe(kind)["uses_ground_truth"])

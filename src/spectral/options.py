@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Features = Literal["dino_k", "backbone_k", "backbone_map", "color"]
 SOLVERS = ("lanczos", "lobpcg", "dense", "shift_invert")
@@ -62,7 +63,10 @@ class SpectralOptions:
         """Eigenvectors to compute, the trivial one among them."""
         return self.num_eigenvectors + self.skip_trivial
 
-    def digest(self, weights_sha256: str) -> str:
-        """First digits of the SHA-256 of these settings and of the network's weights: the name of a cache."""
-        text = json.dumps({**asdict(self), "color_weight": self.colours, "weights": weights_sha256}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+    def settings(self, network: Mapping[str, Any]) -> dict[str, Any]:
+        """These options and the facts of the network that makes the features, as plain values: all that decides."""
+        return {**asdict(self), "color_weight": self.colours, **network}
+
+    def digest(self, network: Mapping[str, Any]) -> str:
+        """First digits of the SHA-256 of `settings`: the name of a cache."""
+        return hashlib.sha256(json.dumps(self.settings(network), sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]

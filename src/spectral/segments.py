@@ -92,7 +92,8 @@ def with_trivial_vector(segments: Segments) -> np.ndarray:
     """Eigenvectors (K or K + 1, h, w) with the trivial one first, whether or not it was left out."""
     if not segments.meta["skip_trivial"]:
         return segments.vectors
-    constant = np.full((1, *segments.degree.shape), 1 / np.sqrt(segments.degree.sum(dtype=np.float64)))
+    level = 1 / np.sqrt(segments.degree.sum(dtype=np.float64))
+    constant = np.full((1, *segments.degree.shape), level, segments.vectors.dtype)  # graphs take float32 alone
     return np.concatenate([constant, segments.vectors])
 
 

@@ -66,9 +66,9 @@ def check_table(table: TextTable, origin: str) -> TextTable:
     model, rows = table.meta.get("clip_model"), {"embeddings": table.names, "negatives": table.negative_names}
     if table.meta.get("format") != FORMAT:
         problems.append(f"format is {table.meta.get('format')!r}, this version reads {FORMAT}")
-    if model not in WIDTHS:
+    if not isinstance(model, str) or model not in WIDTHS:
         problems.append(f"clip_model {model!r} is not known; allowed: {', '.join(WIDTHS)}")
-    width = WIDTHS.get(model, table.embeddings.shape[-1])
+    width = WIDTHS.get(str(model), table.meta.get("dim"))
     if table.meta.get("dim") != width:
         problems.append(f"dim is {table.meta.get('dim')!r}, {model} gives {width}")
     for name, owners in rows.items():
@@ -78,16 +78,28 @@ def check_table(table: TextTable, origin: str) -> TextTable:
         elif not np.isfinite(array).all():
             bad = [owner for owner, row in zip(owners, array, strict=True) if not np.isfinite(row).all()]
             problems.append(f"{name} of {', '.join(bad)} is not finite")
+        elif not array.any(1).all():
+            bad = [owner for owner, row in zip(owners, array, strict=True) if not row.any()]
+            problems.append(f"{name} of {', '.join(bad)} are zeros")
+    if table.meta.get("normalised") is True and not problems and not is_normalised(table.all_rows):
+        problems.append("meta says normalised, but its rows have other lengths than 1")
     if len(table.names) == 0:
         problems.append("it holds no names")
     doubled = sorted({name for name in table.all_names if table.all_names.count(name) > 1})
     problems += [f"the name {name!r} occurs more than once" for name in doubled]
-    problems += [
-        f"template {text!r} needs one {{}}" for text in table.meta.get("templates", []) if text.count("{}") != 1
-    ]
+    templates = table.meta.get("templates", [])
+    if not isinstance(templates, list) or not all(isinstance(text, str) for text in templates):
+        problems.append(f"templates is {templates!r}, need a list of texts")
+    else:
+        problems += [f"template {text!r} needs one {{}}" for text in templates if not is_template(text)]
     if problems:
         raise ValueError(f"{origin} is no usable table of text embeddings: {'; '.join(problems)}; make it again")
     return table
+
+
+def is_template(text: str) -> bool:
+    """Whether a prompt has one {} where the name goes, and no other braces."""
+    return text.count("{}") == 1 and not set("{}") & set(text.replace("{}", ""))
 
 
 def write_table(path: Path, table: TextTable) -> None:
@@ -115,12 +127,19 @@ def read_table(path: Path) -> TextTable:
     if path.suffix == ".npy":
         return read_public(path)
     try:
+        if not zipfile.is_zipfile(path):  # np.load would take a .npy file by this name
+            raise ValueError("it is no .npz file")
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in KEYS if key not in file.files]
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}")
             arrays = {key: file[key] for key in KEYS}
         meta = json.loads(str(arrays["meta"]))
+        if not isinstance(meta, dict):
+            raise ValueError("meta is no mapping")
+        for key in ("names", "negative_names"):
+            if arrays[key].ndim != 1 or arrays[key].dtype.kind != "U":
+                raise ValueError(f"{key} is {arrays[key].dtype} {arrays[key].shape}, no list of texts")
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is no table of text embeddings ({error}); make one with tools/encode_text.py"
@@ -137,7 +156,12 @@ def read_public(path: Path) -> TextTable:
     listing = path.with_name(NAMES_FILE)
     if not listing.is_file():
         raise FileNotFoundError(f"{path}: its names are read from {listing}, which is not there; copy it, too")
-    named = json.loads(listing.read_text(encoding="utf-8"))["classes"]
+    try:
+        named = json.loads(listing.read_text(encoding="utf-8"))["classes"]
+        if not isinstance(named, dict):
+            raise TypeError("`classes` is no mapping")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{listing} names no classes ({error!r}); copy it again") from error
     if path.stem not in named:
         raise ValueError(f"{listing} names no classes for {path.name}; it knows {', '.join(sorted(named))}")
     names = tuple(named[path.stem])
