@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.engine.train_step import draw_noise
+from src.data.toy_scenes import TOY_CLASSES, draw_scene
+from src.engine.train_step import draw_noise, run_step
+from src.losses import batch_counts
 from tests.running import draw
 from tests.test_gradients import SIZE, Case, Gradients, largest, slope
 from tests.tiny import tiny_network, tiny_step
@@ -51,3 +53,21 @@ def test_later_gradients_reach_every_parameter_and_are_slopes(case):
         if abs(found - length) > 4e-2 * length:
             wrong[parameter.name] = found, length
     assert wrong == {}
+
+
+@pytest.mark.slow
+def test_four_images_are_learnt_by_heart():
+    """Section 7 of the spec: cross entropy below 0.1 in a few hundred steps at a learning rate of 0.01."""
+    size, number = (64, 96), len(TOY_CLASSES)
+    images, labels = zip(*(draw_scene(0, i, size) for i in range(4)), strict=True)
+    label = np.stack(labels).astype(np.int32)
+    present = np.tile(np.arange(number, dtype=np.int32), (4, 1))
+    batch = {
+        "image": np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)), "label": label,
+        "valid": np.ones(label.shape, np.uint8), "present": present,
+    }  # fmt: skip
+    network = tiny_network("resnet", "alignseg", size, number, norm="batch", channels=32, dropout=0.0)
+    step = tiny_step(network, "alignseg", {"momentum": 0.9}, num_classes=number)
+    noise, rate = np.ones((1, 4, len(network.noise_rates)), np.float32), np.array([0.01], np.float32)
+    losses = [run_step(step, rate, noise, [batch], batch_counts(batch)).terms["ce"] for _ in range(300)]
+    assert losses[0] > 1.0 and losses[-1] < 0.1

@@ -103,7 +103,8 @@ def test_every_head_can_have_a_consistency_head(main):
     np.testing.assert_array_equal(head.noise_rates, own.noise_rates)
     assert head.align_corners == getattr(own, "align_corners", False) and head.count_macs() == own.count_macs()
     if "logits" in own.outputs:
-        check_outputs(head, create_loss({"name": "dfr"}, K))
+        base = {"name": "partial_cross_entropy", "align_corners": head.align_corners}
+        check_outputs(head, create_loss({"name": "dfr", "base": base}, K))
 
 
 class Values(nn.Cell):

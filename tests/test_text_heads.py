@@ -215,7 +215,7 @@ def test_head_and_table_belong_together(table, tmp_path):
 
 
 @pytest.mark.parametrize(("head", "message"), [
-    ({"name": "pixel_text", "encoder": {}}, "encoder needs a name; known: ecenet, fcn"),
+    ({"name": "pixel_text", "encoder": {}}, "encoder {} has no name; known: ecenet, fcn"),
     ({"name": "pixel_text", "encoder": {"name": "fnc"}}, "unknown encoder 'fnc'.*did you mean 'fcn'"),
     ({"name": "pixel_text", "encoder": {"name": "fcn", "chanels": 3}}, r"encoder \(fcn\).*unexpected .*'chanels'"),
     ({"name": "pixel_text"}, "missing argument 'encoder'"),

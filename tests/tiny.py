@@ -48,13 +48,13 @@ def tiny_network(backbone: str = "vit", head: str = "ecenet", size=SIZE, num_cla
 
 def tiny_step(
     network: Segmentor, loss: str | dict = "class_mask", optimizer: dict | None = None,
-    ema_decay: float | None = None, **options,
+    ema_decay: float | None = None, num_classes: int = K, **options,
 ) -> TrainStep:  # fmt: skip
     """A train step with SGD, lr to be given with each step; loss: name or settings; options go to the step."""
     loss = loss if isinstance(loss, dict) else {"name": loss}
     settings = OptimizerConfig(**{"name": "sgd", "lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, **(optimizer or {})})
     optimizer = create_optimizer(network, settings, ema_decay)
-    loss = create_loss(loss, K)
+    loss = create_loss(loss, num_classes)
     return TrainStep(network, loss, optimizer, (*COLUMNS, *getattr(loss, "columns", ())), **options)
 
 

@@ -95,7 +95,7 @@ def check_outputs(head: nn.Cell, loss: nn.Cell) -> None:
     own = next((name for name, cell in LOSSES.items() if type(loss) is cell), type(loss).__name__)
     fitting = [
         name for name, cell in LOSSES.items()
-        if set(cell.needs) <= set(head.outputs) and cell.align_corners in (None, corners)
+        if set(cell.needs) <= set(head.outputs) and cell.align_corners in (None, corners) and name != own
     ]  # fmt: skip
     instead = f"use loss {' or '.join(fitting)}" if fitting else "use another head"
     missing = [key for key in loss.needs if key not in head.outputs]
