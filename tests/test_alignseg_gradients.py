@@ -69,5 +69,5 @@ def test_four_images_are_learnt_by_heart():
     network = tiny_network("resnet", "alignseg", size, number, norm="batch", channels=32, dropout=0.0)
     step = tiny_step(network, "alignseg", {"momentum": 0.9}, num_classes=number)
     noise, rate = np.ones((1, 4, len(network.noise_rates)), np.float32), np.array([0.01], np.float32)
-    losses = [run_step(step, rate, noise, [batch], batch_counts(batch)).terms["ce"] for _ in range(300)]
-    assert losses[0] > 1.0 and losses[-1] < 0.1
+    losses = [run_step(step, rate, noise, [batch], batch_counts(batch)).terms["ce"] for _ in range(450)]
+    assert losses[0] > 1.0 and np.mean(losses[-50:]) < 0.1  # 0.09
