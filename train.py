@@ -16,7 +16,7 @@ import numpy as np
 from src import cli, distributed
 from src.class_text import give_text
 from src.config import Config, config_to_yaml, format_config, load_config_with_sources
-from src.data import create_eval_samples, create_train_batches, is_scribbled, load_classes, load_items
+from src.data import asks_for_classes, create_eval_samples, create_train_batches, is_scribbled, load_classes, load_items
 from src.data.bad_samples import BadSamples
 from src.doctor.data import check_first
 from src.engine import checkpoint, weights
@@ -74,7 +74,8 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
     network, half = create_network(config, classes.names, world_size)
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
-    check_fit(loss, config.data.crop_size, is_scribbled(config.data, config.data.train_split))
+    sparse = is_scribbled(config.data, config.data.train_split)
+    check_fit(loss, config.data.crop_size, sparse, asks_for_classes(config.data))
     samples = create_eval_samples(config.data, rank, world_size)
     items = load_items(config.data, config.data.train_split)
     check_data(config, classes, items, samples)
@@ -116,11 +117,6 @@ def prepare_and_train(config: Config, rank: int, world_size: int, stop: StopSign
 
 def check_data(config: Config, classes, items, samples) -> None:
     """Looks at the first samples of both splits and prints warnings; raises ValueError for what cannot be used."""
-    if config.loss.get("protocol") == "binary" and getattr(items[0], "category", None) is None:
-        raise ValueError(
-            "loss.protocol=binary needs samples that ask for one class: data.options.samples=pairs of pascal_5i or "
-            "coco_20i; else use loss.protocol=multiclass"
-        )
     splits = {config.data.train_split: items, config.data.val_split: samples.items}
     for finding in check_first(config.data, classes, splits):
         get_console().print(f"warning: {finding.text}\n    {finding.mend}", markup=False, soft_wrap=True)

@@ -35,7 +35,7 @@ import src  # noqa: E402, F401  (before MindSpore, whose log level it sets)
 from src import cli, distributed  # noqa: E402
 from src.class_text import give_text  # noqa: E402
 from src.config import Config, config_to_yaml, load_config  # noqa: E402
-from src.data import create_eval_samples, is_scribbled, load_classes, load_items  # noqa: E402
+from src.data import asks_for_classes, create_eval_samples, is_scribbled, load_classes, load_items  # noqa: E402
 from src.engine import ablation  # noqa: E402
 from src.engine.ablation import Row  # noqa: E402
 from src.engine.ablation_process import describe_exit, describe_machine, follow, locked, stop_signals  # noqa: E402
@@ -186,7 +186,8 @@ def check(config: Config) -> dict:
     give_text(network, config.model, classes.names, config.data.unseen)
     loss = create_loss(config.loss, len(classes))
     check_outputs(network.head, loss)
-    check_fit(loss, config.data.crop_size, is_scribbled(config.data, config.data.train_split))
+    sparse = is_scribbled(config.data, config.data.train_split)
+    check_fit(loss, config.data.crop_size, sparse, asks_for_classes(config.data))
     if config.model.pretrained:
         load_pretrained(network, config.model.pretrained)
     if config.eval.size != config.data.crop_size:

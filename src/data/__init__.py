@@ -83,6 +83,11 @@ def is_scribbled(data: DataConfig, split: str) -> bool:
     return split == data.train_split and (data.scribbles is not None or data.dataset in SCRIBBLED)
 
 
+def asks_for_classes(data: DataConfig) -> bool:
+    """Whether each sample asks for one class, its `category`."""
+    return data.options.get("samples") == "pairs"
+
+
 def require_files(items: Sequence[Item]) -> None:
     """Raises ValueError for drawn scenes, which take no scribbles."""
     drawn = [item.name for item in items if not isinstance(item, FileItem)]

@@ -9,7 +9,7 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from src.config import Config, config_to_yaml, load_config
-from src.data import is_scribbled, load_classes
+from src.data import asks_for_classes, is_scribbled, load_classes
 from src.doctor import memory
 from src.doctor.finding import ERROR, NOTE, WARNING, Finding
 from src.engine import weights
@@ -76,7 +76,8 @@ def check_loss(config: Config, network: nn.Cell, count: int, found: list[Finding
     try:
         loss = create_loss(config.loss, count)
         check_outputs(network.head, loss)
-        check_fit(loss, config.data.crop_size, is_scribbled(config.data, config.data.train_split))
+        sparse = is_scribbled(config.data, config.data.train_split)
+        check_fit(loss, config.data.crop_size, sparse, asks_for_classes(config.data))
     except ValueError as error:
         found.append(Finding("build", ERROR, f"the loss cannot be built: {error}", ("loss",)))
         return False

@@ -73,8 +73,12 @@ def read_base(options: Any) -> dict[str, Any]:
     return options
 
 
-def check_fit(loss: nn.Cell, crop_size: tuple[int, int], sparse: bool) -> None:
-    """Raises ValueError where a loss fits no crops (H, W) of that size, or, for sparse labels, needs full ones."""
+def check_fit(loss: nn.Cell, crop_size: tuple[int, int], sparse: bool, asked: bool = False) -> None:
+    """Raises ValueError where a loss does not fit what it would be trained with.
+
+    That is crops (H, W) of a size that it cannot take; sparse labels where it needs full ones; samples that do not ask
+    for one class each (`asked`) where it learns that class against all else.
+    """
     if hasattr(loss, "check_crop"):
         loss.check_crop(crop_size)
     mends = getattr(loss, "needs_full_labels", ())
@@ -82,6 +86,11 @@ def check_fit(loss: nn.Cell, crop_size: tuple[int, int], sparse: bool) -> None:
         raise ValueError(
             f"the labels are strokes, and the loss would take what has none for other classes; set {', '.join(mends)} "
             "in `loss`, or in its `base`"
+        )
+    if getattr(loss, "needs_asked_class", False) and not asked:
+        raise ValueError(
+            "loss.protocol=binary needs samples that ask for one class: data.options.samples=pairs of pascal_5i or "
+            "coco_20i; else use loss.protocol=multiclass"
         )
 
 

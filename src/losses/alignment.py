@@ -61,6 +61,7 @@ class AlignmentLoss(nn.Cell):
         check_choice("att_reduce", att_reduce, ("mean", "sum"))
         check_edges(edge_operator, edge_radius, edge_scope, edge_downsample)
         self.binary, self.at_label = protocol == "binary", resolution == "label"
+        self.needs_asked_class = self.binary
         self.align_corners = False if self.at_label else None
         if not self.binary and not ignore_void:
             raise ValueError("ignore_void false needs protocol binary: among many classes void is none of them")
