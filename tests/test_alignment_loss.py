@@ -1,5 +1,7 @@
 """The loss of SAZS against values worked out by hand (spec sazs, sections 3, 9 and 12), in graph mode."""
 
+from functools import cache
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -53,8 +55,11 @@ class Call(nn.Cell):
         return self.differentiate(*arrays)
 
 
+call = cache(Call)  # compiled once for all tests of a function
+
+
 def value_and_slope(function, *arrays) -> tuple[float, np.ndarray]:
-    value, gradient = Call(function)(*(Tensor(np.asarray(array)) for array in arrays))
+    value, gradient = call(function)(*(Tensor(np.asarray(array)) for array in arrays))
     return float(value.asnumpy()), gradient.asnumpy()
 
 
@@ -120,8 +125,11 @@ class Edges(nn.Cell):
         return edge if self.grid is None else reduce_edges(edge, self.grid, self.downsample)
 
 
+edges_of = cache(Edges)
+
+
 def edges(label, **options) -> np.ndarray:
-    return Edges(**options)(Tensor(np.asarray(label, np.int32)[None])).asnumpy()[0]
+    return edges_of(**options)(Tensor(np.asarray(label, np.int32)[None])).asnumpy()[0]
 
 
 def square() -> np.ndarray:
@@ -271,9 +279,10 @@ def test_boundaries_of_the_class_that_is_asked_for():
     label = np.zeros((1, 16, 32), np.int32)
     label[:, 4:10, 6:20], label[:, :, 28:], label[:, 14:] = 1, 3, 255
     options = {"protocol": "binary", "weights": {"att": 0.0, "shape": 0.3}}
+    seen = Slopes(4, edge_scope="seen", **options)
     target, _ = run(Slopes(4, edge_scope="target", **options), logits, label, present, boundary)
-    alone, _ = run(Slopes(4, edge_scope="seen", **options), logits, np.where(label == 3, 0, label), present, boundary)
-    every, _ = run(Slopes(4, edge_scope="seen", **options), logits, label, present, boundary)
+    alone, _ = run(seen, logits, np.where(label == 3, 0, label), present, boundary)
+    every, _ = run(seen, logits, label, present, boundary)
     np.testing.assert_array_equal(target, alone)
     assert every[1] != target[1] and every[3] != target[3] and every[0] == target[0]
 

@@ -1,5 +1,7 @@
 """The sampler: hand-checked cases T1 to T9 of the AlignSeg spec (section 5), gradients, degenerate sizes."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
@@ -17,8 +19,11 @@ def offsets(height: int, width: int, x: float = 0.0, y: float = 0.0) -> np.ndarr
     return np.stack([np.full((height, width), x), np.full((height, width), y)])[None].astype(np.float32)
 
 
+sampler_of = cache(Sampler)  # compiled once for all tests of one shape
+
+
 def sampled(x: np.ndarray, offset: np.ndarray, **options) -> np.ndarray:
-    return run(Sampler(**options), x, offset)
+    return run(sampler_of(**options), x, offset)
 
 
 def test_t1_no_offset_changes_nothing():
@@ -68,8 +73,11 @@ class Slopes(nn.Cell):
         return self.differentiate(x, offset, weight)
 
 
+slopes_of = cache(Slopes)
+
+
 def test_t6_gradient_at_the_edge_of_the_void():
-    (_, found), (_, gradient) = Slopes()(Tensor(RAMP), Tensor(offsets(4, 8, x=0.25)), Tensor(np.ones_like(RAMP)))
+    (_, found), (_, gradient) = slopes_of()(Tensor(RAMP), Tensor(offsets(4, 8, x=0.25)), Tensor(np.ones_like(RAMP)))
     np.testing.assert_allclose(found.asnumpy()[0, 0, 2], [*np.arange(7) + 0.25, 5.25], atol=5e-5)
     np.testing.assert_allclose(gradient.asnumpy()[0, 0], np.tile([1.0] * 7 + [-7.0], (4, 1)), atol=1e-4)
     np.testing.assert_allclose(gradient.asnumpy()[0, 1, 1], 0.0, atol=1e-4)
@@ -100,7 +108,7 @@ def test_t9_one_place_is_finite(shape, mode):
     assert found.shape == (1, 1, *shape) and np.isfinite(found).all()
     assert found[0, 0, 0, 0] == pytest.approx(0.0, abs=1e-6)  # a lone place lies on the first pixel
     pixel, moved = Tensor(M[:, :, :1, :1] + 3.0), Tensor(offsets(*shape, x=0.3, y=0.2))
-    (_, found), gradients = Slopes(mode=mode)(pixel, moved, Tensor(np.ones((1, 1, *shape), np.float32)))
+    (_, found), gradients = slopes_of(mode=mode)(pixel, moved, Tensor(np.ones((1, 1, *shape), np.float32)))
     assert all(np.isfinite(array.asnumpy()).all() for array in (found, *gradients))
     assert gradients[0].asnumpy().any()
 
@@ -158,7 +166,7 @@ def test_offsets_that_are_not_finite_spoil_their_place_alone():
     """Such a step is left out by the training loop; it must not end the process."""
     offset = offsets(4, 8, x=0.5)
     offset[0, 0, 1, 2], offset[0, 1, 2, 3], offset[0, 0, 3, 4], offset[0, 1, 0, 0] = np.nan, np.inf, -np.inf, 1e30
-    (_, found), gradients = Slopes()(Tensor(A), Tensor(offset), Tensor(np.ones_like(A)))
+    (_, found), gradients = slopes_of()(Tensor(A), Tensor(offset), Tensor(np.ones_like(A)))
     found, bad = found.asnumpy()[0, 0], np.zeros((4, 8), bool)
     bad[1, 2] = bad[2, 3] = bad[3, 4] = True
     np.testing.assert_array_equal(np.isnan(found), bad)

@@ -17,7 +17,7 @@ from src.log import read_metrics
 from tests.checkpoint_writer import names
 from tests.event_files import shown
 from tests.test_run_logs import rows
-from tests.tiny import equal, weights_of, with_optimizer, write_config
+from tests.tiny import SMALL, equal, weights_of, with_optimizer, write_config
 
 CLASSES = {"names": ["a", "b", "c", "d"], "palette": []}
 
@@ -184,7 +184,7 @@ def test_all_ranks_go_on_from_the_same(run, monkeypatch):
 def run_once(tmp_path_factory):
     """Config, run folder of 6 steps, and a copy of that folder as it was after step 3, trained to the end."""
     root = tmp_path_factory.mktemp("runs")
-    config = load_config(write_config(root))
+    config = load_config(write_config(root), SMALL)
     run, interrupted = root / "runs" / "tiny", root / "interrupted"
     save, steps = trainer.save_checkpoint, []
 
@@ -226,7 +226,7 @@ def test_resumed_run_equals_the_uninterrupted_one(run_once):
         ("train", 1), ("train", 2), ("train", 3), ("eval", 3), ("train", 4), ("train", 5), ("train", 6), ("eval", 6),
     ]  # fmt: skip
     losses = [r["loss"] for r in records if r["kind"] == "train"]
-    assert len(set(losses)) == 6 and set(records[0]["terms"]) == {"ce", "mask", "dice", "diversity"}
+    assert len(set(losses)) == 6 and set(records[0]["terms"]) == {"ce"}
 
 
 def test_all_logs_of_a_resumed_run_say_the_same(run_once):
@@ -241,7 +241,7 @@ def test_all_logs_of_a_resumed_run_say_the_same(run_once):
         for kind, key in (("train", "loss"), ("eval", "miou"), ("train", "waiting")):
             expected = [(r["step"], pytest.approx(r[key], rel=1e-6)) for r in records if r["kind"] == kind]
             assert points[f"{kind}/{key}"] == expected
-        assert [step for step, _ in points["train/terms.dice"]] == [1, 2, 3, 4, 5, 6]
+        assert [step for step, _ in points["train/terms.ce"]] == [1, 2, 3, 4, 5, 6]
         assert [step for step, _ in points["eval/iou.sky"]] == [3, 6]
     assert len(list((resumed / "tensorboard").iterdir())) == 2
 

@@ -30,6 +30,7 @@ WIDTHS = {  # options of the heads
     "text_ecenet": {"channels": 8, "text_width": 16},
     "pixel_text": {"encoder": {"name": "pyramid_pooling"}, "width": 16},
     "consistency": {"channels": 8, "main": {"name": "upernet", "channels": 8}},
+    "segvit": {"channels": 8, "num_layers": 1},
 }  # fmt: skip
 INFO = {
     "size": json.dumps(SIZE), "classes": json.dumps(list("abcde")), "palette": json.dumps([[i] * 3 for i in range(5)]),
@@ -72,6 +73,7 @@ def test_exported_logits_equal_the_network(backbone, head, tmp_path):
         np.testing.assert_array_equal(exported, ours)
         np.testing.assert_array_equal(model.labels(image(*shape)), ours.argmax(0))
     assert np.ptp(ours, axis=(1, 2)).min() > 0  # a constant map would prove little
+    assert b"auxiliary" not in (tmp_path / "model.mindir").read_bytes()  # which only training has
 
 
 def test_labels_are_the_argmax_of_the_logits(tmp_path):

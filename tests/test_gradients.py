@@ -72,7 +72,8 @@ def test_training_reaches_every_parameter(vit_in_training):
     assert {name: size for name, size in sizes.items() if name not in cancelled and size < 2e-6} == {}
 
 
-@pytest.mark.parametrize("backbone", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["vit", "swin"])
 def test_running_statistics_let_every_gradient_through(backbone):
     _, gradients = make_case(backbone, train=False).differentiate()
     sizes = largest(gradients)

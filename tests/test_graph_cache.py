@@ -12,12 +12,13 @@ from src.config import load_config
 from src.engine import checkpoint
 from src.engine.graph_cache import fingerprint, graph_cache, require_folder
 from tests.commands import ROOT
-from tests.tiny import write_config
+from tests.tiny import SMALL, write_config
 
 
 def train_in_a_process(config, output, cache):
     """Console of `train.py` in a process of its own, and the bytes of the weights at its end."""
-    command = [sys.executable, "train.py", "--config", config, f"output_dir={output}", f"device.compile_cache={cache}"]
+    command = [sys.executable, "train.py", "--config", config, *SMALL, f"output_dir={output}"]
+    command.append(f"device.compile_cache={cache}")
     result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     tensors, _ = checkpoint.read_tensors(output / "tiny" / "checkpoints" / "latest" / "weights.safetensors")

@@ -24,9 +24,8 @@ from src.engine.evaluator import evaluate
 from src.engine.stopping import Stopped, StopSignals
 from src.log import MetricsLog, read_metrics
 from tests.commands import ROOT, succeed
-from tests.tiny import write_config
+from tests.tiny import SMALL, write_config
 
-SMALL = ("model.head.name=fcn", "loss.name=cross_entropy")  # compiles soonest; dropout and drop path stay on
 CLOCK = ("images_per_s", "waiting")
 SIG_IGN = 1  # of signal.h
 
