@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.losses import batch_counts, create_loss
+from src.losses import batch_counts, check_outputs, create_loss
+from src.models.heads.segvit import SegViTHead
 from tests.class_tokens_reference import WEIGHTS, token_reference
 from tests.losses_reference import COUNTS, GRID, LABEL, B, K, make_batch, present_of
 
@@ -178,3 +179,11 @@ def test_a_term_that_is_off_is_zero(off):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=rf"loss \(class_tokens\): {message}"):
         create_loss({"name": "class_tokens", **options}, K)
+
+
+def test_scores_are_not_taken_for_logits():
+    head = SegViTHead((16,), ((2, 3),), K)
+    for name in ("class_tokens", "partial_cross_entropy"):
+        check_outputs(head, create_loss({"name": name}, K))
+    with pytest.raises(ValueError, match="of SegViTHead are scores.*use loss class_tokens or partial_cross_entropy"):
+        check_outputs(head, create_loss({"name": "cross_entropy"}, K))

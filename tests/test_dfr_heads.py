@@ -105,6 +105,9 @@ def test_every_head_can_have_a_consistency_head(main):
     if "logits" in own.outputs:
         base = {"name": "partial_cross_entropy", "align_corners": head.align_corners}
         check_outputs(head, create_loss({"name": "dfr", "base": base}, K))
+    if main == "segvit":
+        with pytest.raises(ValueError, match="loss 'dfr' takes .* ConsistencyHead are scores"):
+            check_outputs(head, create_loss({"name": "dfr", "base": {"name": "cross_entropy"}}, K))
 
 
 class Values(nn.Cell):

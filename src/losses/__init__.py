@@ -3,8 +3,9 @@
 A loss is a Cell `construct(outputs, batch, counts) -> terms`: a tuple of float32 scalars, already weighted, whose sum
 is differentiated; `loss.terms` names them, `loss.needs` the keys of outputs that it reads, and `loss.columns`, where it
 has them, what it reads of the batch beyond what every batch has, `loss.align_corners` how it resizes logits (None: not
-at all, or as an option says). (Graph mode differentiates tuples reliably, dicts
-not.) counts (3,) float32 are those of `batch_counts`, added up over the whole global batch.
+at all, or as an option says), `loss.softmax_alone` that it takes the softmax of logits even where they are scores.
+(Graph mode differentiates tuples reliably, dicts not.) counts (3,) float32 are those of `batch_counts`, added up over
+the whole global batch.
 """
 
 from functools import partial
@@ -98,13 +99,15 @@ def check_outputs(head: nn.Cell, loss: nn.Cell) -> None:
     """Raises ValueError unless the loss reads what the head gives, as it is meant.
 
     The head has to give (`head.outputs`) all that the loss needs (`loss.needs`); and a loss that resizes logits
-    (`loss.align_corners` is not None) has to do it as evaluation does with this head (`head.align_corners`).
+    (`loss.align_corners` is not None) has to do it as evaluation does with this head (`head.align_corners`). Where the
+    logits are scores (`losses.grids.class_logits`), the loss must not take their softmax.
     """
-    corners = getattr(head, "align_corners", False)
+    corners, scores = getattr(head, "align_corners", False), "class_scores" in head.outputs
     own = next((name for name, cell in LOSSES.items() if type(loss) is cell), type(loss).__name__)
     fitting = [
         name for name, cell in LOSSES.items()
         if set(cell.needs) <= set(head.outputs) and cell.align_corners in (None, corners) and name != own
+        and not (scores and takes_softmax(cell))
     ]  # fmt: skip
     instead = f"use loss {' or '.join(fitting)}" if fitting else "use another head"
     missing = [key for key in loss.needs if key not in head.outputs]
@@ -114,6 +117,11 @@ def check_outputs(head: nn.Cell, loss: nn.Cell) -> None:
             f"loss {own!r} needs {', '.join(missing)}, which the head does not give (it gives "
             f"{', '.join(head.outputs)}); {off}{instead}, or a head that gives them instead of {type(head).__name__}"
         )
+    if scores and takes_softmax(getattr(loss, "base", loss)):
+        raise ValueError(
+            f"loss {own!r} takes the softmax of logits, those of {type(head).__name__} are scores, sums of "
+            f"confidence times probability; {instead}"
+        )
     if loss.align_corners not in (None, corners):
         ways = ("with half-pixel centres", "corner to corner")
         key = {PartialCrossEntropyLoss: "loss.align_corners", DFRLoss: "loss.base.align_corners"}.get(type(loss))
@@ -122,3 +130,8 @@ def check_outputs(head: nn.Cell, loss: nn.Cell) -> None:
             f"loss {own!r} resizes logits {ways[loss.align_corners]}, those of {type(head).__name__} are evaluated "
             f"{ways[corners]}; {option}{instead}"
         )
+
+
+def takes_softmax(loss: nn.Cell | type[nn.Cell]) -> bool:
+    """Whether the loss takes the softmax of logits even where a head's are scores."""
+    return getattr(loss, "softmax_alone", False)

@@ -24,6 +24,7 @@ class CrossEntropyLoss(nn.Cell):
 
     needs: tuple[str, ...] = ("logits",)  # keys of outputs
     align_corners = False  # how logits are resized
+    softmax_alone = True  # even where a head's logits are scores
 
     def __init__(self, num_classes: int, *, weights: dict[str, float] | None = None, ce_avg: str = "valid") -> None:
         super().__init__()
