@@ -216,7 +216,7 @@ def test_resumed_run_equals_the_uninterrupted_one(run_once):
     latest, other = (run / "checkpoints" / "latest" for run in (whole, resumed))
     for name in (*FILES, MARKER):
         assert (latest / name).read_bytes() == (other / name).read_bytes(), name
-    assert len(checkpoint.read_tensors(latest / "optimizer.safetensors")[0]) > 100
+    assert len(checkpoint.read_tensors(latest / "optimizer.safetensors")[0]) > 60
     records, other = (read_metrics(run / "metrics.jsonl") for run in (whole, resumed))
     clock = ("images_per_s", "waiting")
     assert [{k: v for k, v in r.items() if k not in clock} for r in records] == [

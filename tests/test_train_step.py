@@ -86,7 +86,7 @@ def test_a_second_compilation_would_be_counted():
 
 def network_away_from_kinks():
     """The gate of Feature Reconstruction sees the mean of a normalised map: 0 and then a ReLU, unless beta moves it."""
-    network = tiny_network()
+    network = tiny_network("one_block")
     for parameter in network.get_parameters():
         if parameter.name.endswith("diverse_norm.beta"):
             parameter.set_data(Tensor(draw(*parameter.shape)))
@@ -212,9 +212,10 @@ def test_noise_in_training_is_that_of_the_step(whole):
     batch = draw_batch(4, seed=9)
     ones = np.ones((1, 4, len(step.network.noise_rates)), np.float32)
     still = np.zeros(1, np.float32)  # learning rate 0, so that the weights stay
+    rates = step.network.noise_rates
     results = [
         run_step(step, still, noise, [batch], batch_counts(batch))[0]["ce"]
-        for noise in (ones, ones, draw_noise(step.network.noise_rates, 5, 0, 4), draw_noise(np.zeros(20), 5, 0, 4))
+        for noise in (ones, ones, draw_noise(rates, 5, 0, 4), draw_noise(0.0 * rates, 5, 0, 4))
     ]
     assert results[0] == results[1] == results[3] != results[2]
     assert len(step.compile_cache) == 1

@@ -21,6 +21,7 @@ SIZE = (32, 48)
 K = 4
 BACKBONES = {
     "vit": {"name": "vit", "width": 16, "depth": 2, "num_heads": 2, "taps": [1, 2], "drop_path": 0.3},
+    "one_block": {"name": "vit", "width": 16, "depth": 1, "num_heads": 2, "taps": [1], "drop_path": 0.3},
     "swin": {"name": "swin", "embed_width": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window": 3,
              "drop_path": 0.3},
     "resnet": {"name": "resnet", "depths": [1, 1, 1, 1], "bottleneck": False, "stem": "plain7x7", "norm": "group"},
