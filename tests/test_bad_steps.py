@@ -160,7 +160,8 @@ def test_moments_and_running_statistics_stay(trained):
 
 def test_what_a_rehearsal_changes_is_put_back():
     settings = {"optimizer": {"name": "adamw"}, "clip_norm": 1.0, "accumulate": 2, "ema_decay": 0.8}
-    step, other = (tiny_step(tiny_network(head="fcn", norm="batch"), "cross_entropy", **settings) for _ in range(2))
+    networks = [tiny_network("one_block", "fcn", norm="batch") for _ in range(2)]
+    step, other = (tiny_step(network, "cross_entropy", **settings) for network in networks)
     before, inputs = keep_states(step), step.optimizer.inputs(0, 1e-3)
     names = {parameter.name.partition(".")[0] for parameter in step.get_parameters()}
     assert names == {"backbone", "head", "good", "adam_m", "adam_v", "ema", "gradient_sum", "loss_sum"}

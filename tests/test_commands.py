@@ -31,7 +31,7 @@ data:
   workers: 1
   options: {{train_count: 8, val_count: 2, size: [360, 480]}}
 model:
-  backbone: {{name: vit, width: 32, depth: 2, num_heads: 2, taps: [1, 2], drop_path: 0.0}}
+  backbone: {{name: vit, width: 32, depth: 2, num_heads: 2, taps: [2], drop_path: 0.0}}
   head: {{name: ecenet, channels: 16, norm: batch, dropout: 0.0}}
 loss: {{name: class_mask}}
 optimizer: {{name: adamw, lr: 3e-3}}

@@ -184,7 +184,7 @@ def test_head_and_loss_belong_together():
     with no_init_parameters():
         head = SegViTHead(CHANNELS, EQUAL, K, **SIZES)
     check_outputs(head, create_loss({"name": "class_tokens"}, K))
-    with pytest.raises(ValueError, match="loss 'class_mask' needs masks.*use loss cross_entropy or class_tokens"):
+    with pytest.raises(ValueError, match="loss 'class_mask' needs masks.*use loss class_tokens or partial"):
         check_outputs(head, create_loss({"name": "class_mask"}, K))
 
 
