@@ -49,7 +49,10 @@ def test_later_gradients_reach_every_parameter_and_are_slopes(case):
         length = lengths[parameter.name]
         # ReLUs, maxima and the pixel grid bend the loss: short steps, as far as rounding allows.
         reaches = (1e-4, 2e-4, 4e-4) if length > 1.0 else (5e-4, 1e-3, 2e-3)
-        found = slope(case, parameter, gradients[parameter.name] / length, reaches)
+        direction = gradients[parameter.name] / length
+        found = slope(case, parameter, direction, reaches[:1])
+        if abs(found - length) > 4e-2 * length:
+            found = slope(case, parameter, direction, reaches)
         if abs(found - length) > 4e-2 * length:
             wrong[parameter.name] = found, length
     assert wrong == {}

@@ -5,6 +5,7 @@ all ranks. "On the way" goes through callers, too: a function that holds a colle
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ FILES = [
     ROOT / "train.py",
     *sorted(file for file in (ROOT / "src").rglob("*.py") if not file.name.startswith("config")),
 ]
+
+unparse = cache(ast.unparse)  # a node is met once for each way to it
 
 # Names whose use talks to the other ranks. `step_cell` runs TrainStep.construct.
 COLLECTIVES = {"all_reduce", "sum_counts", "step_cell"}
@@ -79,14 +82,14 @@ class Walk(ast.NodeVisitor):
 
     def visit_If(self, node: ast.If) -> None:  # noqa: N802
         self.visit(node.test)
-        self.guarded(ast.unparse(node.test), node.body, node.orelse)
+        self.guarded(unparse(node.test), node.body, node.orelse)
 
     def visit_While(self, node: ast.While) -> None:  # noqa: N802
-        self.guarded(ast.unparse(node.test), node.body)
+        self.guarded(unparse(node.test), node.body)
 
     def visit_For(self, node: ast.For) -> None:  # noqa: N802
         self.visit(node.iter)
-        self.guarded(f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}", node.body)
+        self.guarded(f"for {unparse(node.target)} in {unparse(node.iter)}", node.body)
 
     def visit_Try(self, node: ast.Try) -> None:  # noqa: N802
         self.visit_block(node.body)
@@ -99,19 +102,19 @@ class Walk(ast.NodeVisitor):
         self.visit_block(node.body)
 
     def visit_IfExp(self, node: ast.IfExp) -> None:  # noqa: N802
-        self.guards.append(ast.unparse(node.test))
+        self.guards.append(unparse(node.test))
         self.generic_visit(node)
         self.guards.pop()
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:  # noqa: N802
         self.visit(node.values[0])
-        self.guards.append(ast.unparse(node.values[0]))
+        self.guards.append(unparse(node.values[0]))
         for value in node.values[1:]:
             self.visit(value)
         self.guards.pop()
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
-        self.guards += [f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}", *map(ast.unparse, node.ifs)]
+        self.guards += [f"for {unparse(node.target)} in {unparse(node.iter)}", *map(unparse, node.ifs)]
 
     def visit_loop(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> None:
         before = len(self.guards)
@@ -134,13 +137,14 @@ def last_name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
+@cache
 def early_ends(node: ast.stmt) -> list[str]:
     """Conditions in a statement under which what follows it is passed by. A raise is none: it ends the process."""
     if isinstance(node, ast.FunctionDef):
         return []
     ends = (ast.Return, ast.Break, ast.Continue) if isinstance(node, ast.If) else (ast.Return,)
     branches = [x for x in ast.walk(node) if isinstance(x, ast.If)]
-    return [ast.unparse(x.test) for x in branches if any(isinstance(y, ends) for y in ast.walk(x))]
+    return [unparse(x.test) for x in branches if any(isinstance(y, ends) for y in ast.walk(x))]
 
 
 def functions(trees: dict[str, ast.Module]) -> list[tuple[str, ast.FunctionDef]]:
@@ -149,10 +153,10 @@ def functions(trees: dict[str, ast.Module]) -> list[tuple[str, ast.FunctionDef]]
 
 def uses(trees: dict[str, ast.Module]) -> list[tuple[str, str, int, tuple[str, ...]]]:
     """(file, function, line, guards) of all uses of collectives, after names have been handed on to callers."""
-    collectives, found = set(COLLECTIVES), []
+    collectives, everywhere = set(COLLECTIVES), functions(trees)
     while True:
         found = []
-        for file, function in functions(trees):
+        for file, function in everywhere:
             walk = Walk(collectives)
             walk.visit_block(function.body)
             found += [(file, function.name, line, guards) for line, guards in walk.found]
