@@ -15,6 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import src  # noqa: F401  (before MindSpore, whose log level it sets)
+
+# isort: split
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn

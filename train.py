@@ -10,6 +10,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+import src  # noqa: F401  (before MindSpore, whose log level it sets)
+
+# isort: split
 import mindspore as ms
 import numpy as np
 

@@ -126,6 +126,16 @@ def test_data_and_metrics_hold_no_network_code():
         assert found == (["import mindspore.dataset as ds"] if file.name == "loader.py" else []), file
 
 
+@pytest.mark.parametrize("file", [*ROOT.glob("*.py"), *(ROOT / "tools").glob("*.py")], ids=lambda file: file.name)
+def test_commands_import_the_project_before_mindspore(file):
+    """`src` sets MindSpore's log level, which is read when MindSpore is imported."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    imported = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in body
+                if isinstance(node, ast.Import | ast.ImportFrom)]  # fmt: skip
+    packages = [name.partition(".")[0] for name in imported]
+    assert "mindspore" not in packages or "src" in packages[: packages.index("mindspore")]
+
+
 def test_one_file_asks_for_the_rank_and_sets_the_device():
     words = {"get_rank", "get_group_size", "set_device", "set_context"}
     users = {

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from mindspore import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import src  # noqa: E402, F401  (before MindSpore, whose log level it sets)
+
+# isort: split
+from mindspore import Tensor  # noqa: E402
 from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402

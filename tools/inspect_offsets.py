@@ -24,10 +24,14 @@ matplotlib.use("Agg")  # a file is drawn, no window opened
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.colors import hsv_to_rgb  # noqa: E402
-from mindspore import Tensor, nn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that the script runs from any folder
+
+import src  # noqa: E402, F401  (before MindSpore, whose log level it sets)
+
+# isort: split
+from mindspore import Tensor, nn  # noqa: E402
 
 from src import cli, distributed  # noqa: E402
 from src.config import Config, format_config, load_config_with_sources  # noqa: E402
