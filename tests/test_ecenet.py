@@ -131,7 +131,7 @@ def test_auto_preset_follows_the_grids():
 @pytest.mark.parametrize("options, message", [
     *[({name: "other"}, f"{name} 'other' is not known") for name in (
         "preset", "fr_gate", "norm", "embed_from", "attn_sign", "q_act", "updater", "aggregate", "mask_prior",
-        "init_linear",
+        "init_linear", "init_classifier",
     )],
     ({"num_rounds": 4}, "num_rounds 4: 4 levels allow 0 to 3"),
     ({"num_rounds": -1}, "num_rounds -1"),

@@ -7,6 +7,7 @@ from scipy.special import erf, expit, softmax
 
 from src.models.heads.ecenet import ECENetHead
 from src.models.heads.ecenet_parts import ClassEmbedding, MaskDescriptor, PyramidNeck, SemanticsAttention
+from src.models.heads.fcn import FCNHead
 from src.models.heads.feature_reconstruction import FeatureReconstruction
 from src.models.layers import create_norm
 from tests.running import draw, randomise, run
@@ -179,3 +180,15 @@ def test_starts_of_linear_layers():
             assert 0.019 < weight.std() < 0.021 and not bias.any()  # the cut, at 2, is far outside
         assert 0.009 < head.classifier.weight.asnumpy().std() < 0.011
         assert not head.classifier.bias.asnumpy().any()
+
+
+@pytest.mark.parametrize("head", [ECENetHead, FCNHead])
+def test_starts_of_the_pixel_classifier(head):
+    size = ((64,) * 2, ((3, 4),) * 2, 20)
+    released, wider = (head(*size, channels=64, init_classifier=name).classifier for name in ("normal001", "fanin"))
+    assert 0.009 < released.weight.asnumpy().std() < 0.011 and not released.bias.asnumpy().any()
+    inputs = wider.weight.shape[1]
+    for values in (wider.weight.asnumpy(), wider.bias.asnumpy()):
+        assert 0.8 / np.sqrt(inputs) < np.abs(values).max() <= 1.0 / np.sqrt(inputs)
+    with pytest.raises(ValueError, match="init_classifier 'zero' is not known; allowed: fanin, normal001"):
+        head(*size, channels=64, init_classifier="zero")

@@ -14,13 +14,14 @@ import math
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
-from mindspore.common.initializer import HeUniform, TruncatedNormal, Uniform, initializer
+from mindspore.common.initializer import HeUniform, Normal, TruncatedNormal, Uniform, initializer
 
 from src import functional
 from src.functional import check_choice, mean_positions, spread
 from src.models import plain, written
 
 INIT_LINEAR = ("fanin", "trunc02")
+INIT_CLASSIFIER = ("fanin", "normal001")
 NORMS = ("sync_batch", "batch", "group")
 NO_NOISE = np.zeros(0, np.float32)
 
@@ -156,6 +157,18 @@ def init_linear_layers(cell: nn.Cell, name: str) -> None:
             layer.weight.set_data(initializer(TruncatedNormal(0.02), layer.weight.shape, ms.float32))
             if layer.has_bias:
                 layer.bias.set_data(initializer("zeros", layer.bias.shape, ms.float32))
+
+
+def init_pixel_classifier(layer: nn.Conv2d, name: str) -> None:
+    """Sets how a 1x1 convolution to classes starts: `fanin` leaves it as built, `normal001` draws N(0, 0.01), bias 0.
+
+    `normal001` is the released form. Logits then start near 0, and so does what the network behind them learns from:
+    docs/ablations.md has what that costs in a short training.
+    """
+    check_choice("init_classifier", name, INIT_CLASSIFIER)
+    if name == "normal001":
+        layer.weight.set_data(initializer(Normal(0.01), layer.weight.shape, ms.float32))
+        layer.bias.set_data(initializer("zeros", layer.bias.shape, ms.float32))
 
 
 def keep_column(noise, column: int):

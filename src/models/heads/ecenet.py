@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
-from mindspore.common.initializer import Normal, initializer
 
 from src.functional import check_choice, resize_bilinear, spread
 from src.models.heads.ecenet_parts import (
@@ -25,7 +24,7 @@ from src.models.heads.ecenet_parts import (
     largest_pool_grid,
 )
 from src.models.heads.feature_reconstruction import FeatureReconstruction
-from src.models.layers import conv2d, create_norm, init_linear_layers, linear
+from src.models.layers import conv2d, create_norm, init_linear_layers, init_pixel_classifier, linear
 
 PRESETS = ("auto", "iso16", "iso8", "pyr", "hierarchical")
 UPDATERS = ("gated", "replace", "add", "none")
@@ -53,7 +52,7 @@ class ECENetHead(nn.Cell):
         aggregate: `concat` all levels (released), or `last`: the finest only.
         mask_prior: term beside the pixel classifier: `diag` (released), `full` (K x K confidences) or `none`.
         dropout: rate of whole channels before the classifier.
-        init_linear: see `init_linear_layers`.
+        init_linear, init_classifier: see `init_linear_layers`, `init_pixel_classifier` (`normal001`: released).
     """
 
     outputs: tuple[str, ...] = ("logits", "masks", "finest_mask", "diverse", "embeddings")
@@ -64,7 +63,7 @@ class ECENetHead(nn.Cell):
         fr_ratio: float = 0.5, norm: str = "sync_batch", embed_from: str = "layout", pool_ratio: float = 1.0,
         attn_sign: str = "reversed", q_act: str = "none", num_rounds: int | None = None, updater: str = "gated",
         ghost_up: bool = True, aggregate: str = "concat", mask_prior: str = "diag", dropout: float = 0.1,
-        init_linear: str = "fanin",
+        init_linear: str = "fanin", init_classifier: str = "normal001",
     ) -> None:  # fmt: skip
         super().__init__()
         check_switches(preset=preset, updater=updater, mask_prior=mask_prior, aggregate=aggregate)
@@ -97,7 +96,7 @@ class ECENetHead(nn.Cell):
         if updater == "gated":
             self.updaters = nn.CellList([EmbeddingUpdater(channels) for _ in attending])
         self.create_fusion(norm)
-        self.create_classifier(init_linear)
+        self.create_classifier(init_linear, init_classifier)
 
     def create_embeddings(self, embed_from: str, pool_ratio: float) -> None:
         """Class embeddings of the coarsest level and, unless they are never updated, of every level that attends."""
@@ -115,14 +114,13 @@ class ECENetHead(nn.Cell):
         self.fusion = conv2d(self.channels * len(used), self.channels, 3, bias=False)
         self.fusion_norm = create_norm(norm, self.channels)
 
-    def create_classifier(self, init_linear: str) -> None:
+    def create_classifier(self, init_linear: str, init_classifier: str) -> None:
         """Pixel classifier and class confidences, the last layers; then the initial values of all linear layers."""
         self.classifier = conv2d(self.channels, self.num_classes, 1)
         if self.mask_prior != "none":
             self.confidence = linear(self.channels, self.num_classes)
         init_linear_layers(self, init_linear)
-        self.classifier.weight.set_data(initializer(Normal(0.01), self.classifier.weight.shape, ms.float32))
-        self.classifier.bias.set_data(initializer("zeros", self.classifier.bias.shape, ms.float32))
+        init_pixel_classifier(self.classifier, init_classifier)
 
     def construct(self, features, noise=None):
         """S maps (B, C_s, H_s, W_s), noise (B, E) or None -> dict of

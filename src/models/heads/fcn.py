@@ -5,13 +5,11 @@ Letters: B batch, K classes, S levels, E width.
 
 from collections.abc import Mapping
 
-import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
-from mindspore.common.initializer import Normal, initializer
 
 from src.functional import resize_bilinear, spread
-from src.models.layers import conv2d, create_norm
+from src.models.layers import conv2d, create_norm, init_pixel_classifier
 
 
 class FCNHead(nn.Cell):
@@ -22,13 +20,14 @@ class FCNHead(nn.Cell):
         num_classes, channels: K, E.
         norm: see `create_norm`.
         dropout: rate of whole channels before the classifier.
+        init_classifier: see `init_pixel_classifier`.
     """
 
     outputs: tuple[str, ...] = ("logits", "decoder")
 
     def __init__(
         self, in_channels: tuple[int, ...], grids: tuple[tuple[int, int], ...], num_classes: int, *,
-        channels: int = 256, norm: str = "sync_batch", dropout: float = 0.1,
+        channels: int = 256, norm: str = "sync_batch", dropout: float = 0.1, init_classifier: str = "normal001",
     ) -> None:  # fmt: skip
         super().__init__()
         if channels < 1:
@@ -37,8 +36,7 @@ class FCNHead(nn.Cell):
         self.fusion = conv2d(sum(in_channels), channels, 3, bias=False)
         self.fusion_norm = create_norm(norm, channels)
         self.classifier = conv2d(channels, num_classes, 1)
-        self.classifier.weight.set_data(initializer(Normal(0.01), self.classifier.weight.shape, ms.float32))
-        self.classifier.bias.set_data(initializer("zeros", self.classifier.bias.shape, ms.float32))
+        init_pixel_classifier(self.classifier, init_classifier)
         self.noise_rates = np.full(channels, dropout, np.float32)
 
     def construct(self, features, noise=None):
