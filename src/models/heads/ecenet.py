@@ -63,7 +63,7 @@ class ECENetHead(nn.Cell):
         fr_ratio: float = 0.5, norm: str = "sync_batch", embed_from: str = "layout", pool_ratio: float = 1.0,
         attn_sign: str = "reversed", q_act: str = "none", num_rounds: int | None = None, updater: str = "gated",
         ghost_up: bool = True, aggregate: str = "concat", mask_prior: str = "diag", dropout: float = 0.1,
-        init_linear: str = "fanin", init_classifier: str = "normal001",
+        init_linear: str = "fanin", init_classifier: str = "fanin",
     ) -> None:  # fmt: skip
         super().__init__()
         check_switches(preset=preset, updater=updater, mask_prior=mask_prior, aggregate=aggregate)

@@ -27,7 +27,7 @@ class FCNHead(nn.Cell):
 
     def __init__(
         self, in_channels: tuple[int, ...], grids: tuple[tuple[int, int], ...], num_classes: int, *,
-        channels: int = 256, norm: str = "sync_batch", dropout: float = 0.1, init_classifier: str = "normal001",
+        channels: int = 256, norm: str = "sync_batch", dropout: float = 0.1, init_classifier: str = "fanin",
     ) -> None:  # fmt: skip
         super().__init__()
         if channels < 1:
