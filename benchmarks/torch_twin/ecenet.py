@@ -232,5 +232,6 @@ def create_twin(model: dict, num_classes: int, image_size: tuple[int, int]) -> T
     for switch, value in FIXED.items():
         if head.pop(switch, value) != value:
             raise ValueError(f"the twin's head has {switch}={value!r} only, got {model['head'][switch]!r}")
+    head.pop("init_classifier", None)  # the twin gets our weights
     trunk = create(name, tuple(image_size), **backbone)
     return Twin(trunk, ECENetHead(trunk.channels, trunk.grids, num_classes, **head), model["mean"], model["std"])
