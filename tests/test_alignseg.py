@@ -1,4 +1,4 @@
-"""The AlignSeg head: cases T10 to T12 of the spec, values against NumPy, switches, start, noise, export, gradients."""
+"""The AlignSeg head: cases T10 to T12 of the spec, values against NumPy, switches, start, noise."""
 
 import mindspore as ms
 import numpy as np

@@ -1,4 +1,4 @@
-"""ECENet's head and whole network: released values, every switch, odd sizes, errors, export."""
+"""ECENet's head and whole network: released values, every switch, odd sizes, errors."""
 
 from pathlib import Path
 

@@ -32,6 +32,11 @@ WIDTHS = {  # options of the heads
     "consistency": {"channels": 8, "main": {"name": "upernet", "channels": 8}},
     "segvit": {"channels": 8, "num_layers": 1},
 }  # fmt: skip
+# Pairs that together have every backbone and every head.
+QUICK = {
+    ("vit", "ecenet"), ("vit", "segvit"), ("vit", "alignseg"), ("mobilenet", "upernet"), ("drn", "pixel_text"),
+    ("vit", "text_ecenet"), ("resnet", "consistency"), ("swin", "fcn"),
+}  # fmt: skip
 INFO = {
     "size": json.dumps(SIZE), "classes": json.dumps(list("abcde")), "palette": json.dumps([[i] * 3 for i in range(5)]),
 }  # fmt: skip
@@ -55,13 +60,6 @@ def image(height: int, width: int) -> np.ndarray:
 def test_every_backbone_family_and_head_is_here():
     assert {name.split("_")[0] for name in BACKBONES} == set(TINY) == {backbone for backbone, _ in QUICK}
     assert {head for _, head in QUICK} == set(HEADS)
-
-
-# Pairs that together have every backbone and every head.
-QUICK = {
-    ("vit", "ecenet"), ("vit", "segvit"), ("vit", "alignseg"), ("mobilenet", "upernet"), ("drn", "pixel_text"),
-    ("vit", "text_ecenet"), ("resnet", "consistency"), ("swin", "fcn"),
-}  # fmt: skip
 
 
 def pairs() -> list:
