@@ -126,7 +126,7 @@ def test_data_and_metrics_hold_no_network_code():
         assert found == (["import mindspore.dataset as ds"] if file.name == "loader.py" else []), file
 
 
-@pytest.mark.parametrize("file", [*ROOT.glob("*.py"), *(ROOT / "tools").glob("*.py")], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.name)
 def test_commands_import_the_project_before_mindspore(file):
     """`src` sets MindSpore's log level, which is read when MindSpore is imported."""
     body = ast.parse(file.read_text(encoding="utf-8")).body
